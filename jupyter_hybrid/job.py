@@ -183,7 +183,8 @@ class Resources:
     priority : int
         Larger starts earlier, among one's own jobs.
     extra : mapping of str to str or None
-        Anything else the site has: ``{"reservation": "course"}`` becomes ``--reservation=course``; ``None`` is a bare flag.
+        Anything else the site has: ``{"reservation": "course"}`` becomes ``--reservation=course``;
+        ``None`` is a bare flag.
     """
 
     nodes: int = 1

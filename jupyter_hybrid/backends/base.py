@@ -7,11 +7,11 @@ a script that is already on the pool's storage, and answers in :class:`Observati
 Rules that every backend keeps (``tests/backends/conformance.py`` checks them):
 
 * Every method may block; it is called from the pool's own thread, never from a kernel's or a server's loop.
-* A scheduler that cannot be reached raises :class:`~jupyter_hybrid.errors.PoolUnreachable`. It is never an empty answer.
+* A scheduler that cannot be reached raises :class:`~jupyter_hybrid.errors.PoolUnreachable`, never an empty answer.
 * A refusal raises :class:`~jupyter_hybrid.errors.SubmitRejected` with the scheduler's own words.
 * A submission that broke off half-way raises :class:`~jupyter_hybrid.errors.SubmitUnclear`; the caller then asks
   :meth:`Backend.find` before it tries again.
-* A batch that the scheduler no longer knows is left out of the answer of :meth:`Backend.query`: absence is not an answer.
+* A batch that the scheduler no longer knows is left out of what :meth:`Backend.query` returns: absence is not an answer.
 * An unknown state text maps to ``JobState.UNKNOWN`` and is logged once.
 """
 
@@ -128,7 +128,10 @@ class PartitionSnapshot:
 
 @dataclass(frozen=True)
 class PoolSnapshot:
-    """What a pool has at one moment. `memory` is the largest node's, in bytes; `max_array` the most elements of one array."""
+    """What a pool has at one moment.
+
+    `memory` is that of the largest node, in bytes; `max_array` the most elements of one array.
+    """
 
     free_cpus: int
     total_cpus: int
