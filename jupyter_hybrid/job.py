@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from enum import Enum
-from types import MappingProxyType
 from typing import Any
 
 from .errors import ResourceError, near_match
@@ -59,8 +58,19 @@ class Cause(str, Enum):
         return self.value
 
 
-_MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGTP])(i?B)?|(B))?\s*", re.IGNORECASE)
-_TIME_UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400, "w": 604800}
+_MEMORY = re.compile(r"\s*(\d{1,30})(?:\.(\d{1,30}))?\s*(?:([KMGTP])(?:i?B)?|B)?\s*", re.IGNORECASE | re.ASCII)
+_TIME_UNITS = {
+    unit: seconds
+    for units, seconds in (
+        ("ms", 0.001),
+        ("s sec secs second seconds", 1),
+        ("m min mins minute minutes", 60),
+        ("h hr hrs hour hours", 3600),
+        ("d day days", 86400),
+        ("w week weeks", 604800),
+    )
+    for unit in units.split()
+}
 _TIME_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)", re.IGNORECASE)
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?")
 
@@ -77,14 +87,19 @@ def parse_memory(value: str | int | float) -> int:
     """
     if isinstance(value, bool):
         raise ResourceError(f"memory {value!r} is not an amount; write it like 8G or 512M")
-    if isinstance(value, (int, float)):
-        amount = int(value)
-    else:
+    if isinstance(value, str):
         match = _MEMORY.fullmatch(value)
         if match is None:
             raise ResourceError(f"memory {value!r} is not an amount; write it like 8G, 512M or 1.5T (K, M, G, T, P)")
-        number, prefix = float(match[1]), (match[2] or "").upper()
-        amount = int(number * 1024 ** (" KMGTP".index(prefix) if prefix else 0))
+        whole, part, prefix = match[1], match[2] or "", (match[3] or "").upper()
+        unit: int = 1024 ** (" KMGTP".index(prefix) if prefix else 0)
+        scale: int = 10 ** len(part)
+        amount = int(whole + part) * unit // scale  # integers: a float is inexact beyond 8 PB
+    else:
+        try:
+            amount = int(value)
+        except (TypeError, ValueError, OverflowError):
+            raise ResourceError(f"memory {value!r} is not an amount; write it like 8G or 512M") from None
     if amount <= 0:
         raise ResourceError(f"memory {value!r} must be more than zero")
     return amount
@@ -109,14 +124,21 @@ def parse_time(value: str | int | float | timedelta) -> timedelta:
     ResourceError
         The text is no positive duration.
     """
-    if isinstance(value, timedelta):
-        duration = value
-    elif isinstance(value, bool):
+    if isinstance(value, bool):
         raise ResourceError(f"time {value!r} is not a duration; write it like 1h, 90min or 1:30:00")
-    elif isinstance(value, (int, float)):
-        duration = timedelta(seconds=value)
-    else:
-        duration = _parse_time_text(value)
+    try:
+        if isinstance(value, timedelta):
+            duration = value
+        elif isinstance(value, str):
+            duration = _parse_time_text(value)
+        else:
+            duration = timedelta(seconds=float(value))
+    except OverflowError:
+        raise ResourceError(f"time {value!r} is too long") from None
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ResourceError):
+            raise
+        raise ResourceError(f"time {value!r} is not a duration; write it like 1h, 90min or 1:30:00") from None
     if duration <= timedelta(0):
         raise ResourceError(f"time {value!r} must be more than zero")
     return duration
@@ -140,7 +162,6 @@ def _parse_time_text(text: str) -> timedelta:
     seconds, position = 0.0, 0
     for part in _TIME_PART.finditer(stripped):
         unit = part[2].lower()
-        unit = unit if unit in _TIME_UNITS else unit.rstrip("s")
         if part.start() != position or unit not in _TIME_UNITS:
             raise wrong
         seconds += float(part[1]) * _TIME_UNITS[unit]
@@ -154,10 +175,14 @@ def _parse_time_text(text: str) -> timedelta:
 
 def format_time(duration: timedelta) -> str:
     """Return a duration as ``D-HH:MM:SS`` or ``HH:MM:SS``, rounded up to a second."""
-    total = int(-(-duration.total_seconds() // 1))
+    total = -(-duration // timedelta(seconds=1))
     days, rest = divmod(total, 86400)
     clock = f"{rest // 3600:02d}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
     return f"{days}-{clock}" if days else clock
+
+
+RESOURCE_ALIASES = {"cpus_per_task": "cpus", "gpus_per_node": "gpus"}
+"""Longer names by which two of the resources are also known."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +223,7 @@ class Resources:
     account: str | None = None
     constraint: str | None = None
     priority: int = 0
-    extra: Mapping[str, str | None] = field(default_factory=lambda: MappingProxyType({}))
+    extra: Mapping[str, str | None] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, base: Resources | None = None, /, **given: Any) -> Resources:
@@ -214,12 +239,14 @@ class Resources:
         known = [f.name for f in fields(cls)]
         values: dict[str, Any] = {}
         for given_name, value in given.items():
-            name = {"cpus_per_task": "cpus", "gpus_per_node": "gpus"}.get(given_name, given_name)
+            name = RESOURCE_ALIASES.get(given_name, given_name)
             if name not in known:
                 raise ResourceError(
                     f"unknown resource {given_name!r}{near_match(given_name, known)} "
                     f"(known: {', '.join(known)}; anything else of the site goes into extra=)"
                 )
+            if value is not None and name in values:
+                raise ResourceError(f"{name} is given twice, once by its longer name")
             if value is not None:
                 values[name] = _parse_field(name, value, base)
         return replace(base or cls(), **values)
@@ -233,8 +260,8 @@ class Resources:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Resources:
-        """Return what :meth:`to_json` wrote."""
-        return cls.parse(**{name: value for name, value in data.items() if value is not None})
+        """Return what :meth:`to_json` wrote; fields of later versions are ignored."""
+        return cls.parse(**{f.name: data.get(f.name) for f in fields(cls)})
 
     @property
     def total_cpus(self) -> int:
@@ -253,8 +280,7 @@ def _parse_field(name: str, value: Any, base: Resources | None) -> Any:
     if name == "extra":
         if not isinstance(value, Mapping) or not all(isinstance(key, str) and key for key in value):
             raise ResourceError(f"extra {value!r} must be a mapping of option names to values")
-        merged = {**(base.extra if base else {}), **{key: None if v is None else str(v) for key, v in value.items()}}
-        return MappingProxyType(merged)
+        return {**(base.extra if base else {}), **{key: None if v is None else str(v) for key, v in value.items()}}
     if name in _MINIMUM or name == "priority":
         try:
             number = int(value) if not isinstance(value, (bool, float)) else None
@@ -265,9 +291,11 @@ def _parse_field(name: str, value: Any, base: Resources | None) -> Any:
             bound = f" of at least {low}" if low is not None else ""
             raise ResourceError(f"{name} {value!r} is not a whole number{bound}")
         return number
-    text = str(value)
+    text = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
     if not text or any(character in text for character in "\n\r\0"):
-        raise ResourceError(f"{name} {value!r} is empty or has a line break")
+        raise ResourceError(
+            f"{name} {value!r} is not a word of the scheduler: it is no text, empty or has a line break"
+        )
     return text
 
 
