@@ -5,12 +5,12 @@ installed: standard library only at import time, no relative import, syntax of P
 
 A file is a row of records, then an index and a trailer, all little-endian::
 
-    record   checksum u64 | magic 4s, algorithm u8, kind u8, 0 u16, task i64, length u64, frames u64
-             | a length u64 for each frame | the pickle | buffers, each at a multiple of 64 in the file | to 8 bytes
+    record   magic 4s, algorithm u8, kind u8, 0 u16, task i64, length u64, frames u64 | a length u64 for each frame
+             | the pickle | buffers, each at a multiple of 64 in the file | zeros to 8 bytes | checksum u64
     index    for each record: task i64, kind u64, offset u64, length u64, checksum u64, frames u64
     trailer  magic 8s, algorithm u64, count u64, index offset u64, data checksum u64, index checksum u64
 
-A record's checksum covers all of it but the checksum itself, the data checksum all bytes before the index, and the
+A record's checksum covers all of it that stands before, the data checksum all bytes before the index, and the
 index checksum the index and the trailer before it: no bit of a file goes unverified.
 """
 
@@ -18,13 +18,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import mmap
 import os
 import pickle
 import struct
 import sys
-from collections.abc import Iterable, Sequence
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 try:
@@ -41,11 +44,11 @@ _HEAD = struct.Struct("<4sBBHqQQ")
 _INDEX = struct.Struct("<qQQQQQ")
 _TRAILER = struct.Struct("<8sQQQQQ")
 _SUM = struct.Struct("<Q")
-_HEAD_SIZE = _SUM.size + _HEAD.size
-_PICKLE_AT = _HEAD_SIZE + 8  # in a record of one frame
+_PICKLE_AT = _HEAD.size + 8  # in a record of one frame
+_SMALLEST = _PICKLE_AT + _SUM.size
 _ALIGN = 64
 _INLINE = 16 << 10  # a smaller buffer costs less inside the pickle than as a frame of its own
-_MAPPED = 1 << 20  # a smaller record of a growing file is read rather than mapped
+_MAPPED = 1 << 20  # less is read rather than mapped: as fast, and a process may have only about 65,000 maps
 _ZEROS = bytes(_ALIGN)
 _IOV_MAX = 1000
 _RETRY = "retry() runs only what is lost"
@@ -160,7 +163,7 @@ def _checksum(algorithm: int, data: Any, path: str) -> int:
 
 def _spans(offset: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
     """Return start and end of each frame, counted from the record, for a record at `offset` of the file."""
-    start = _HEAD_SIZE + 8 * len(lengths)
+    start = _HEAD.size + 8 * len(lengths)
     spans = []
     for number, length in enumerate(lengths):
         if number:
@@ -217,17 +220,16 @@ class Writer:
         if not size:
             return
         with mmap.mmap(self._fd, size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as data:
-            while self._end + _PICKLE_AT <= size:
-                magic, algorithm, kind, _, task, length, frames = _HEAD.unpack_from(data, self._end + _SUM.size)
-                if magic != _RECORD_MAGIC or not _PICKLE_AT <= length <= size - self._end:
+            while self._end + _SMALLEST <= size:
+                magic, algorithm, kind, _, task, length, frames = _HEAD.unpack_from(data, self._end)
+                if magic != _RECORD_MAGIC or not _SMALLEST <= length <= size - self._end:
                     break
                 if not self.entries and algorithm in (_XXH3, _BLAKE2):
                     self._algorithm = algorithm
                     self._data = _hasher(algorithm, self.path)
-                (stored,) = _SUM.unpack_from(data, self._end)
-                with data[self._end : self._end + length] as record:
-                    checksum = _checksum(self._algorithm, record[_SUM.size :], self.path)
-                    if algorithm != self._algorithm or checksum != stored:
+                with data[self._end : self._end + length] as record, record[: -_SUM.size] as summed:
+                    checksum = _checksum(self._algorithm, summed, self.path)
+                    if algorithm != self._algorithm or checksum != _SUM.unpack_from(record, length - _SUM.size)[0]:
                         break
                     self._data.update(record)
                 self._add(Entry(task, kind, self._end, length, checksum), frames)
@@ -251,22 +253,23 @@ class Writer:
         """
         lengths = [len(frame) for frame in frames]
         spans = _spans(self._end, lengths)
-        length = spans[-1][1] + -spans[-1][1] % 8
+        summed = spans[-1][1] + -spans[-1][1] % 8
+        length = summed + _SUM.size
         head = _HEAD.pack(_RECORD_MAGIC, self._algorithm, kind, 0, task, length, len(frames))
         parts = [head + struct.pack(f"<{len(lengths)}Q", *lengths)]
-        position = _SUM.size + len(parts[0])
+        position = len(parts[0])
         for (start, end), frame in zip(spans, frames):  # noqa: B905 - not in Python 3.8
             if start > position:
                 parts.append(_ZEROS[: start - position])
             parts.append(frame)
             position = end
-        if length > position:
-            parts.append(_ZEROS[: length - position])
+        if summed > position:
+            parts.append(_ZEROS[: summed - position])
         hasher = _hasher(self._algorithm, self.path)
         for part in parts:
             hasher.update(part)
         checksum = int.from_bytes(hasher.digest(), "big")
-        parts.insert(0, _SUM.pack(checksum))
+        parts.append(_SUM.pack(checksum))
         self._write(parts)
         for part in parts:
             self._data.update(part)
@@ -349,8 +352,44 @@ def write_file(path: str | os.PathLike[str], records: Iterable[tuple[int, int, S
         raise
 
 
-def _map(path: str, entry: Entry | None = None) -> tuple[memoryview, int]:
-    """Return a private, writable view of a file (or an entry's part of it) and the file offset it starts at."""
+@functools.lru_cache
+def _mapper() -> Any:
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    failed = ctypes.c_void_p(-1).value
+    anything = ctypes.c_char * sys.maxsize  # one type for all lengths: each new one would be kept for ever
+
+    def map_private(fd: int, offset: int, length: int) -> memoryview:
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        address = libc.mmap(None, length, protection, mmap.MAP_PRIVATE, fd, offset)
+        if address == failed:
+            code = ctypes.get_errno()
+            raise OSError(code, f"cannot map {length} bytes: {os.strerror(code)}")
+        memory = anything.from_address(address)
+        weakref.finalize(memory, libc.munmap, address, length).atexit = False
+        return memoryview(memory).cast("B")[:length]
+
+    return map_private
+
+
+def _view(fd: int, offset: int, length: int) -> memoryview:
+    """Return bytes of a file as private, writable memory that lives as long as a view of it.
+
+    The class `mmap.mmap` holds a file descriptor of its own (until Python 3.13): a process may have only about 1,000.
+    """
+    if length < _MAPPED:
+        lead = offset % _ALIGN
+        data = memoryview(bytearray(lead + length))[lead:]
+        return data[: os.preadv(fd, [data], offset)]
+    lead = offset % mmap.ALLOCATIONGRANULARITY
+    return _mapper()(fd, offset - lead, lead + length)[lead:]  # type: ignore[no-any-return]
+
+
+def _open_view(path: str, entry: Entry | None = None) -> memoryview:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -359,44 +398,39 @@ def _map(path: str, entry: Entry | None = None) -> tuple[memoryview, int]:
     try:
         size = os.fstat(fd).st_size
         if entry is None:
-            # The map must not outlive its last array: only views refer to it.
-            return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_COPY) if size else b""), 0
+            return _view(fd, 0, size)
         if size < entry.offset + entry.length:
             raise FrameTruncated(
                 f"{path} ends at byte {size}, before task {entry.task} (bytes {entry.offset} to "
                 f"{entry.offset + entry.length}); {_RETRY}"
             )
-        if entry.length < _MAPPED:
-            lead = entry.offset % _ALIGN
-            data = memoryview(bytearray(lead + entry.length))
-            read = os.preadv(fd, [data[lead:]], entry.offset)
-            return data[: lead + read], entry.offset - lead
-        base = entry.offset - entry.offset % mmap.ALLOCATIONGRANULARITY
-        length = entry.offset + entry.length - base
-        return memoryview(mmap.mmap(fd, length, access=mmap.ACCESS_COPY, offset=base)), base
+        return _view(fd, entry.offset, entry.length)
     finally:
         os.close(fd)
 
 
-def _record(data: memoryview, base: int, entry: Entry, algorithm: int, path: str) -> Any:
-    """Verify and unpickle the record of `entry` in a view that starts at `base` of the file."""
-    view = data[entry.offset - base : entry.offset - base + entry.length]
+def _record(view: memoryview, entry: Entry, algorithm: int, path: str) -> Any:
+    """Verify and unpickle a record; algorithm 0 is the one it names."""
     corrupt = FrameCorrupt(f"task {entry.task} in {path} does not match its checksum: it was altered; {_RETRY}")
-    if len(view) != entry.length or entry.length < _PICKLE_AT:
+    if len(view) != entry.length or entry.length < _SMALLEST:
         raise corrupt
-    magic, recorded, kind, _, task, length, count = _HEAD.unpack_from(view, _SUM.size)
+    magic, recorded, kind, _, task, length, count = _HEAD.unpack_from(view)
     if magic != _RECORD_MAGIC:
         if magic[:3] == _RECORD_MAGIC[:3]:
             raise FrameCorrupt(f"task {entry.task} in {path} has format {magic!r}, not {_RECORD_MAGIC!r}; {_RETRY}")
         raise corrupt
-    checksum = _checksum(algorithm or recorded, view[_SUM.size :], path)
-    if not entry.checksum == checksum == _SUM.unpack_from(view)[0] or (kind, task, length) != (
+    checksum = _checksum(algorithm or recorded, view[: -_SUM.size], path)
+    if not entry.checksum == checksum == _SUM.unpack_from(view, entry.length - _SUM.size)[0] or (
+        kind,
+        task,
+        length,
+    ) != (
         entry.kind,
         entry.task,
         entry.length,
     ):
         raise corrupt
-    lengths = struct.unpack_from(f"<{count}Q", view, _HEAD_SIZE)
+    lengths = struct.unpack_from(f"<{count}Q", view, _HEAD.size)
     frames = [view[start:end] for start, end in _spans(entry.offset, lengths)]
     try:
         return decode(frames)
@@ -423,12 +457,11 @@ def read_entry(source: str | os.PathLike[str] | Reader, entry: Entry) -> Any:
         The file is missing, cut short or altered, or the object cannot be unpickled here.
     """
     path = source.path if isinstance(source, Reader) else os.fspath(source)
-    data, base = _map(path, entry)
-    return _record(data, base, entry, 0, path)
+    return _record(_open_view(path, entry), entry, 0, path)
 
 
 class Reader:
-    """A finished file, mapped: arrays come out of it writable, aligned and without being copied.
+    """A finished file, mapped (from 1 MiB): arrays come out of it writable and without being copied.
 
     Writing into such an array changes neither the file nor what a later load returns. The mapping lives as long as
     the reader or any array from it.
@@ -457,13 +490,12 @@ class Reader:
         self._open()
 
     def _open(self) -> None:
-        data, _ = _map(self.path)
-        self._view = data
+        self._view = data = _open_view(self.path)
         self._taken: set[int] = set()
         tail = len(data) - _TRAILER.size
         magic = bytes(data[tail : tail + 8]) if tail >= 0 else b""
         if magic[:7] != _TRAILER_MAGIC[:7]:
-            if len(data) < _PICKLE_AT or data[_SUM.size : _SUM.size + 4] == _RECORD_MAGIC:
+            if len(data) < _TRAILER.size or data[:4] == _RECORD_MAGIC:
                 raise FrameTruncated(f"{self.path} has no index: it was cut or never finished; {_RETRY}")
             raise FrameCorrupt(f"{self.path} is no result file, or an altered one; {_RETRY}")
         if magic != _TRAILER_MAGIC:
@@ -494,7 +526,8 @@ class Reader:
         if task in self._taken:
             self._open()  # what was handed out may have been written into
         self._taken.add(task)
-        return _record(self._view, 0, entry, self._algorithm, self.path)
+        view = self._view[entry.offset : entry.offset + entry.length]
+        return _record(view, entry, self._algorithm, self.path)
 
     def load_all(self) -> list[tuple[int, int, Any]]:
         """Return (task, kind, object) of all tasks; a record that cannot be read is `BROKEN`, with its `FrameError`."""
@@ -516,3 +549,27 @@ class Reader:
             except FrameError as error:  # noqa: PERF203 - one by one is the point
                 result.append((task, BROKEN, error))
         return result
+
+
+def load_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[list[tuple[int, int, Any]] | FrameError]:
+    """Yield :meth:`Reader.load_all` of each file, in order, or the `FrameError` of a file that has none.
+
+    The next files are verified in other threads while the caller works on one: the hash runs without the GIL.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    def load(path: str | os.PathLike[str]) -> list[tuple[int, int, Any]] | FrameError:
+        try:
+            return Reader(path).load_all()
+        except FrameError as error:
+            return error
+
+    threads = min(4, len(os.sched_getaffinity(0)))
+    ahead: deque[Any] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for path in paths:
+            ahead.append(pool.submit(load, path))
+            if len(ahead) > 2 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
