@@ -409,8 +409,8 @@ def _open_view(path: str, entry: Entry | None = None) -> memoryview:
         os.close(fd)
 
 
-def _record(view: memoryview, entry: Entry, algorithm: int, path: str) -> Any:
-    """Verify and unpickle a record; algorithm 0 is the one it names."""
+def _verified(view: memoryview, entry: Entry, algorithm: int, path: str) -> list[memoryview]:
+    """Return the frames of a record, once verified; algorithm 0 is the one it names."""
     corrupt = FrameCorrupt(f"task {entry.task} in {path} does not match its checksum: it was altered; {_RETRY}")
     if len(view) != entry.length or entry.length < _SMALLEST:
         raise corrupt
@@ -431,7 +431,11 @@ def _record(view: memoryview, entry: Entry, algorithm: int, path: str) -> Any:
     ):
         raise corrupt
     lengths = struct.unpack_from(f"<{count}Q", view, _HEAD.size)
-    frames = [view[start:end] for start, end in _spans(entry.offset, lengths)]
+    return [view[start:end] for start, end in _spans(entry.offset, lengths)]
+
+
+def _record(view: memoryview, entry: Entry, algorithm: int, path: str) -> Any:
+    frames = _verified(view, entry, algorithm, path)
     try:
         return decode(frames)
     except Exception as error:
@@ -458,6 +462,11 @@ def read_entry(source: str | os.PathLike[str] | Reader, entry: Entry) -> Any:
     """
     path = source.path if isinstance(source, Reader) else os.fspath(source)
     return _record(_open_view(path, entry), entry, 0, path)
+
+
+def verify_entry(path: str | os.PathLike[str], entry: Entry) -> None:
+    """Check a record against its checksum without unpickling it; raises the :class:`FrameError` that loading would."""
+    _verified(_open_view(os.fspath(path), entry), entry, 0, os.fspath(path))
 
 
 class Reader:
