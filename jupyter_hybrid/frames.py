@@ -26,8 +26,7 @@ import pickle
 import struct
 import sys
 import weakref
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 try:
@@ -542,15 +541,15 @@ class Reader:
         """Return (task, kind, object) of all tasks; a record that cannot be read is `BROKEN`, with its `FrameError`."""
         if self._taken:
             self._open()
-        view, rows = self._view, self._rows
+        rows = self._rows
+        tasks, _, _, _, _, counts = zip(*rows) if rows else ((),) * 6  # noqa: B905 - not in Python 3.8
         if (
-            all(row[5] == 1 for row in rows)
-            and len(rows) == len(self.entries)
-            and _checksum(self._algorithm, view[: self._end], self.path) == self._data_checksum
+            counts.count(1) == len(rows) == len(set(tasks))
+            and _checksum(self._algorithm, self._view[: self._end], self.path) == self._data_checksum
         ):
-            loads, at = pickle.loads, _PICKLE_AT
+            data, loads, at = self._view, pickle.loads, _PICKLE_AT
             with contextlib.suppress(Exception):  # found again, and named, one by one
-                return [(task, kind, loads(view[o + at : o + size])) for task, kind, o, size, _, _ in rows]
+                return [(task, kind, loads(data[o + at : o + size])) for task, kind, o, size, _, _ in rows]
         result: list[tuple[int, int, Any]] = []
         for task, entry in self.entries.items():
             try:
@@ -560,25 +559,32 @@ class Reader:
         return result
 
 
-def load_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[list[tuple[int, int, Any]] | FrameError]:
-    """Yield :meth:`Reader.load_all` of each file, in order, or the `FrameError` of a file that has none.
+def _size(path: str | os.PathLike[str]) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
 
-    The next files are verified in other threads while the caller works on one: the hash runs without the GIL.
+
+def load_files(paths: Iterable[str | os.PathLike[str]]) -> list[list[tuple[int, int, Any]] | FrameError]:
+    """Return :meth:`Reader.load_all` of each file, or the `FrameError` of a file that has none.
+
+    Some threads share large files, which are hashed without the GIL; small ones are all unpickling, which holds it.
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    def load(path: str | os.PathLike[str]) -> list[tuple[int, int, Any]] | FrameError:
-        try:
-            return Reader(path).load_all()
-        except FrameError as error:
-            return error
+    files = list(paths)
+    threads = min(4, len(os.sched_getaffinity(0))) if sum(map(_size, files)) > len(files) * _MAPPED else 1
 
-    threads = min(4, len(os.sched_getaffinity(0)))
-    ahead: deque[Any] = deque()
+    def load(first: int) -> list[list[tuple[int, int, Any]] | FrameError]:
+        loaded: list[list[tuple[int, int, Any]] | FrameError] = []
+        for path in files[first::threads]:
+            try:
+                loaded.append(Reader(path).load_all())
+            except FrameError as error:  # noqa: PERF203 - one by one is the point
+                loaded.append(error)
+        return loaded
+
     with ThreadPoolExecutor(threads) as pool:
-        for path in paths:
-            ahead.append(pool.submit(load, path))
-            if len(ahead) > 2 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        shares = list(pool.map(load, range(threads)))
+    return [shares[i % threads][i // threads] for i in range(len(files))]

@@ -53,7 +53,7 @@ def same(left: Any, right: Any) -> bool:
             return False
         if left.dtype.hasobject:
             return all(same(a, b) for a, b in zip(left.ravel(), right.ravel(), strict=True))
-        return left.tobytes() == right.tobytes()
+        return bool(left.tobytes() == right.tobytes())
     if isinstance(left, dict):
         return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
     if isinstance(left, (list, tuple)):
@@ -500,10 +500,12 @@ class TestDamage:
         assert Reader(path).load_all()[0][1] == BROKEN
         assert not trap.exists()
 
-    def test_load_files(self, tmp_path: Path) -> None:
-        paths = [tmp_path / f"{i}" for i in range(40)]
+    @pytest.mark.parametrize("size", [300, 200_000])
+    def test_load_files(self, tmp_path: Path, size: int) -> None:
+        assert load_files([]) == []
+        paths = [tmp_path / f"{i}" for i in range(41)]
         for i, path in enumerate(paths):
-            write_file(path, [(i, VALUE, encode(np.full(3_000, i)))])
+            write_file(path, [(i, VALUE, encode(np.full(size, i)))])
         paths[5].unlink()
         paths[6].write_bytes(paths[6].read_bytes()[:-1])
         for i, loaded in enumerate(load_files(paths)):

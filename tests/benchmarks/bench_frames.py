@@ -1,0 +1,150 @@
+"""Loading and writing results, as ratios to numpy's and pickle's own ways; run as a script for a table."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jupyter_hybrid.frames import PAYLOAD, VALUE, Reader, encode, load_files, write_file
+
+Row = tuple[str, float, float]
+"""What was measured, seconds (median) and the median ratio to its floor."""
+
+
+def interleaved(floor: Callable[[], Any], ours: dict[str, Callable[[], Any]], rounds: int, name: str) -> list[Row]:
+    """Time the floor and its contenders in turn, after one round that does not count."""
+    contenders = {name: floor, **ours}
+    seconds: dict[str, list[float]] = {key: [] for key in contenders}
+    for round_ in range(rounds + 1):
+        for key, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            if round_:
+                seconds[key].append(time.perf_counter() - start)
+    return [
+        (key, statistics.median(taken), statistics.median(a / b for a, b in zip(taken, seconds[name], strict=True)))
+        for key, taken in seconds.items()
+    ]
+
+
+def large_arrays(folder: Path, rounds: int = 7, files: int = 100, megabytes: int = 10) -> list[Row]:
+    """Load one array per file and touch it, against `np.load(mmap_mode="r")` and touching it."""
+    random = np.random.default_rng(0)
+    for i in range(files):
+        array = random.random(megabytes * 125_000)
+        np.save(folder / f"{i}.npy", array)
+        write_file(folder / f"{i}.bin", [(0, VALUE, encode(array))])
+    bins, npys = [folder / f"{i}.bin" for i in range(files)], [folder / f"{i}.npy" for i in range(files)]
+    touches: dict[str, Callable[[Any], Any]] = {"sum": np.sum, "a value a page": lambda array: array[::512].sum()}
+
+    def floor_of(path: Path) -> Any:
+        return np.load(path, mmap_mode="r")
+
+    def load(path: Path) -> Any:
+        return Reader(path).load(0)
+
+    def load_at_once() -> list[Any]:
+        return [loaded[0][2] for loaded in load_files(bins) if isinstance(loaded, list)]
+
+    def one_by_one(load: Callable[[Path], Any], paths: list[Path], touch: Callable[[Any], Any]) -> None:
+        for path in paths:
+            touch(load(path))
+
+    def all_then(load: Callable[[], list[Any]], touch: Callable[[Any], Any]) -> None:
+        for array in load():
+            touch(array)
+
+    rows = []
+    for words, touch in touches.items():
+        rows += interleaved(
+            partial(one_by_one, floor_of, npys, touch),
+            {f"  Reader(path).load(0), {words}": partial(one_by_one, load, bins, touch)},
+            rounds,
+            f'np.load(mmap_mode="r"), {words}, one by one',
+        )
+        rows += interleaved(
+            partial(all_then, lambda: list(map(floor_of, npys)), touch),
+            {
+                f"  Reader(path).load(0) of all, then {words}": partial(all_then, lambda: list(map(load, bins)), touch),
+                f"  load_files(paths), then {words}": partial(all_then, load_at_once, touch),
+            },
+            rounds,
+            f'np.load(mmap_mode="r") of all, then {words}',
+        )
+    return rows
+
+
+def small_results(folder: Path, rounds: int = 15, count: int = 10_000, files: int = 32) -> list[Row]:
+    """Load many small results, against `pickle.load` in a loop over one file."""
+
+    def each_load_all(paths: list[Path]) -> list[Any]:
+        return [Reader(path).load_all() for path in paths]
+
+    rows = []
+    kinds: dict[str, Callable[[int], Any]] = {
+        "a float": lambda i: i / 7,
+        "a dict of two floats": lambda i: {"score": i / 7, "loss": -i / 3},
+    }
+    for words, make in kinds.items():
+        with (folder / "floor.pickle").open("wb") as file:
+            for i in range(count):
+                pickle.dump(make(i), file, 5)
+        write_file(folder / "one.bin", [(i, VALUE, encode(make(i))) for i in range(count)])
+        parts = [folder / f"part{n}.bin" for n in range(files)]
+        for n, path in enumerate(parts):
+            write_file(path, [(i, VALUE, encode(make(i))) for i in range(n, count, files)])
+
+        def floor() -> list[Any]:
+            with (folder / "floor.pickle").open("rb") as file:
+                return [pickle.load(file) for _ in range(count)]
+
+        rows += interleaved(
+            floor,
+            {
+                "  Reader(path).load_all()": lambda: Reader(folder / "one.bin").load_all(),
+                f"  Reader(path).load_all(), {files} files": partial(each_load_all, parts),
+                f"  load_files(paths), {files} files": partial(load_files, parts),
+            },
+            rounds,
+            f"pickle.load of {count:,} times {words}, one file",
+        )
+    return rows
+
+
+def items(folder: Path, rounds: int = 7, count: int = 10_000) -> list[Row]:
+    """Encode and write the arguments of many tasks, fsync included, against `pickle.dump` and fsync."""
+
+    def floor() -> None:
+        with (folder / "floor.pickle").open("wb") as file:
+            for i in range(count):
+                pickle.dump(((i, "seed"), {"rate": 0.1}), file, 5)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def ours() -> None:
+        records = ((i, PAYLOAD, encode(((i, "seed"), {"rate": 0.1}))) for i in range(count))
+        write_file(folder / "items.bin", records)
+
+    return interleaved(floor, {"  encode and write_file": ours}, rounds, f"pickle.dump of {count:,} items, fsync")
+
+
+def main() -> None:
+    """Print the table."""
+    with tempfile.TemporaryDirectory(prefix="bench-frames-", dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
+        rows = [*small_results(Path(folder)), *items(Path(folder)), *large_arrays(Path(folder))]
+    print(f"{'':62} {'ms':>8} {'ratio':>6}")
+    for name, seconds, ratio in rows:
+        print(f"{name:62} {seconds * 1e3:8.1f} {ratio:6.2f}")
+
+
+if __name__ == "__main__":
+    main()
