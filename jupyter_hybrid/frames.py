@@ -571,8 +571,6 @@ def load_files(paths: Iterable[str | os.PathLike[str]]) -> list[list[tuple[int, 
 
     Some threads share large files, which are hashed without the GIL; small ones are all unpickling, which holds it.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     files = list(paths)
     threads = min(4, len(os.sched_getaffinity(0))) if sum(map(_size, files)) > len(files) * _MAPPED else 1
 
@@ -584,6 +582,10 @@ def load_files(paths: Iterable[str | os.PathLike[str]]) -> list[list[tuple[int, 
             except FrameError as error:  # noqa: PERF203 - one by one is the point
                 loaded.append(error)
         return loaded
+
+    if threads == 1:
+        return load(0)
+    from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(threads) as pool:
         shares = list(pool.map(load, range(threads)))
