@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from .errors import ConfigError, near_match
-from .job import RESOURCE_ALIASES, Resources, parse_memory, parse_time
+from .spec import RESOURCE_ALIASES, Resources, parse_memory, parse_time
 
 if TYPE_CHECKING:
     from yaml import SafeLoader

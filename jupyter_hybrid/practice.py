@@ -1,8 +1,6 @@
 """The practice cluster: a real Slurm of several nodes on this one machine, run by an ordinary user.
 
-Every daemon is the distribution's own and listens on the loopback interface only. All processes of a cluster carry
-``SLURM_CONF=<its slurm.conf>`` in their environment, the jobs' processes too. That, and no list of numbers that could
-be stale, is how they are found again after whatever has happened to the process that started them.
+Every daemon is the distribution's own and listens on the loopback interface only.
 """
 
 from __future__ import annotations
@@ -11,34 +9,25 @@ import contextlib
 import fcntl
 import json
 import os
-import random
-import select
 import shutil
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from subprocess import Popen
 from typing import Any
 
 from .errors import HybridError
-from .job import parse_memory
+from .spec import parse_memory
+from .practice_conf import RECORD, user, write_files
+from .practice_processes import children, end, end_all, find_processes, role
 from .process import CommandTimeout, Completed, run, spawn
 
 _START_TIMEOUT = 120.0
-_STOP_TIMEOUT = 30.0
-_RECORD = "practice.json"
-_PACKAGES = {
-    "slurm-wlm": ("slurmctld", "slurmd"),
-    "slurm-client": ("sinfo", "sbatch", "squeue", "scancel", "scontrol"),
-    "munge": ("munged",),
-    "slurmdbd": ("slurmdbd",),
-    "mariadb-server": ("mariadbd", "mariadb-install-db"),
-}
-_DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd", "slurmdbd", "mariadbd")
-_children: list[Popen[bytes]] = []  # Kept so that an ended database server is reaped, not left as a zombie.
+_COMMANDS = ("munged", "slurmctld", "slurmd", "sinfo", "sbatch", "squeue", "scancel", "scontrol")
+_ACCOUNTING_COMMANDS = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacct", "sacctmgr")
+_DAEMON_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # an ordinary user's PATH lacks them
 
 
 @dataclass(frozen=True)
@@ -93,7 +82,7 @@ class PracticeSlurm:
             ``up``; ``daemons``: mapping of ``munged``, ``slurmctld``, ``node1`` … to ``{"pid", "alive"}``;
             ``nodes``: mapping of node name to Slurm's state (``"unknown"`` while the controller does not answer).
         """
-        found = {_role(process): process.pid for process in reversed(_processes(self.conf))}
+        found = {role(process): process.pid for process in reversed(find_processes(self.conf))}
         daemons = {
             name: {"pid": found.get(name), "alive": name in found} for name in (*self._services(), *self.node_names)
         }
@@ -107,24 +96,24 @@ class PracticeSlurm:
     def down(self) -> None:
         """End all its processes, jobs included, remove its pool from the configuration, and delete its folder."""
         with _locked(self.folder):
-            _end(lambda: _processes(self.conf), signal.SIGTERM, self.name)
+            end_all(self.conf, self.name)
             with contextlib.suppress(FileNotFoundError):
                 _fragment_path(self.name).unlink()
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def stop_controller(self) -> None:
         """End slurmctld only; jobs go on running. :meth:`start_controller` undoes it."""
-        _end(lambda: [p for p in _processes(self.conf) if p.name == "slurmctld"], signal.SIGTERM, "slurmctld")
+        end(lambda: [p for p in find_processes(self.conf) if p.name == "slurmctld"], signal.SIGTERM, "slurmctld")
 
     def start_controller(self) -> None:
         """Start slurmctld, and wait until it answers."""
         self._start("slurmctld", ["slurmctld"])
-        self._wait(lambda: bool(self._node_states()), "slurmctld does not answer", "slurmctld")
+        self._wait(lambda: _UNKNOWN.isdisjoint(self._node_states().values()), "slurmctld does not answer", "slurmctld")
 
     def kill_node(self, name: str) -> None:
         """Kill slurmd and every job process of a node with SIGKILL, as if its power had gone."""
         self._known(name)
-        _end(lambda: [p for p in _processes(self.conf) if p.node == name], signal.SIGKILL, name)
+        end(lambda: [p for p in find_processes(self.conf) if p.node == name], signal.SIGKILL, name)
 
     def start_node(self, name: str) -> None:
         """Start a node's slurmd, and wait until the controller sees it."""
@@ -147,11 +136,12 @@ class PracticeSlurm:
     def _node_states(self) -> dict[str, str]:
         """Return each node's state, with Slurm's mark ``*`` for a node that does not answer."""
         listed = run(["sinfo", "-h", "-N", "-o", "%N %t"], env=self.env, timeout=30)
-        return dict(line.split() for line in listed.out.splitlines()) if listed.code == 0 else {}
+        states = dict(line.split() for line in listed.out.splitlines()) if listed.code == 0 else {}
+        return {node: states.get(node, "unknown") for node in self.node_names}
 
     def _call(self, argv: Sequence[str], daemon: str, **variables: str) -> Completed:
         try:
-            done = run(argv, env={**self.env, **variables}, timeout=_START_TIMEOUT)
+            done = run(argv, env={"PATH": _search_path(), **self.env, **variables}, timeout=_START_TIMEOUT)
         except CommandTimeout as error:
             raise HybridError(f"{error}{_tail(self._log(daemon))}") from None
         if done.code != 0:
@@ -160,17 +150,19 @@ class PracticeSlurm:
 
     def _start(self, daemon: str, argv: Sequence[str], **variables: str) -> None:
         """Start a daemon that puts itself into the background, unless it runs."""
-        if not any(_role(process) == daemon for process in _processes(self.conf)):
+        if not any(role(process) == daemon for process in find_processes(self.conf)):
             self._call(argv, daemon, **variables)
 
     def _wait(self, reached: Callable[[], bool], complaint: str, *daemons: str) -> None:
         """Wait for a condition, as long as the daemons it depends on are alive."""
         deadline = time.monotonic() + _START_TIMEOUT
-        while not reached():
-            alive = {_role(process) for process in _processes(self.conf)}
-            dead = [daemon for daemon in daemons if daemon not in alive]
-            if dead and not reached():
+        while True:
+            alive = {role(process) for process in find_processes(self.conf)}
+            # First, because Slurm's commands wait many seconds for a controller that is not there.
+            if dead := [daemon for daemon in daemons if daemon not in alive]:
                 raise HybridError(f"{complaint}: {dead[0]} has ended{_tail(self._log(dead[0]))}")
+            if reached():
+                return
             if time.monotonic() > deadline:
                 tails = "".join(_tail(self._log(daemon)) for daemon in daemons)
                 raise HybridError(f"{complaint} within {_START_TIMEOUT:g} s{tails}")
@@ -196,25 +188,33 @@ class PracticeSlurm:
 
         def idle() -> bool:
             states = self._node_states()
-            return all(states.get(node) == "idle" for node in self.node_names)
+            return all(state == "idle" for state in states.values())
 
         self._wait(idle, "the nodes do not get idle", "slurmctld", *self.node_names)
 
     def _start_accounting(self) -> None:
         database, log = self.folder / "database", self._log("mariadbd")
-        options = ["--no-defaults", f"--datadir={database / 'data'}", f"--user={_user()}"]
+        options = ["--no-defaults", f"--datadir={database / 'data'}", f"--user={user()}"]
         self._call(["mariadb-install-db", *options, "--skip-test-db"], "mariadbd")
         # The socket lies in a folder that nobody else can enter, which stands for passwords.
         address = database / "s"
         server = ["mariadbd", *options, "--skip-networking", "--skip-grant-tables", f"--socket={address}"]
         server += [f"--pid-file={database / 'mariadbd.pid'}", "--innodb-flush-log-at-trx-commit=2"]
-        _children.append(spawn(server, log=log, env=self.env))
+        child = spawn(server, log=log, env={"PATH": _search_path(), **self.env})
+        children.append(child)
+
+        def shows() -> bool:
+            # Linux shows a program's environment only a moment after it has started.
+            return child.poll() is not None or any(process.name == "mariadbd" for process in find_processes(self.conf))
+
+        self._wait(shows, "the database does not start")
         self._wait(lambda: _accepts(address), "the database does not answer", "mariadbd")
         self._start("slurmdbd", ["slurmdbd"], MYSQL_UNIX_PORT=str(address))
         add = ["sacctmgr", "-i", "add", "cluster", self.name.lower()]
         self._wait(lambda: run(add, env=self.env).code == 0, "slurmdbd does not answer", "slurmdbd")
 
 
+_UNKNOWN = frozenset({"unk", "unk*", "unknown"})
 _USABLE = frozenset({"idle", "mix", "alloc", "comp"})
 
 
@@ -279,20 +279,20 @@ def slurm_up(
         )
     path.mkdir(parents=True, exist_ok=True)
     with _locked(path):
-        if (path / _RECORD).exists():
+        if (path / RECORD).exists():
             running = slurm_load(path)
             if running.status()["up"]:
                 return running
-            _end(lambda: _processes(cluster.conf), signal.SIGTERM, name)
+            end_all(cluster.conf, name)
         elif any(path.iterdir()):
             raise HybridError(f"folder {path} is not empty and holds no practice cluster; give another one")
         try:
-            _write_files(cluster, megabytes, preemption, settings or {}, extra_conf)
+            write_files(cluster, megabytes, preemption, settings or {}, extra_conf)
             cluster.start()
             if register:
                 _register(cluster)
         except BaseException:
-            _end(lambda: _processes(cluster.conf), signal.SIGKILL, name)
+            end(lambda: find_processes(cluster.conf), signal.SIGKILL, name)
             raise
     return cluster
 
@@ -308,7 +308,7 @@ def slurm_load(name: str | os.PathLike[str] = "practice") -> PracticeSlurm:
     text = os.fspath(name)
     folder = Path(text).absolute() if os.sep in text else _default_folder(text)
     try:
-        record = json.loads((folder / _RECORD).read_text())
+        record = json.loads((folder / RECORD).read_text())
     except FileNotFoundError:
         start = "start one with: jupyter hybrid practice slurm up"
         raise HybridError(f"there is no practice cluster in {folder}; {start}") from None
@@ -325,127 +325,23 @@ def _default_folder(name: str) -> Path:
     return Path(state) / "jupyter_hybrid" / "practice" / name
 
 
+def missing_commands(accounting: bool = False) -> list[str]:
+    """Return the commands that a practice Slurm needs and that are not installed."""
+    needed = [*_COMMANDS, *(_ACCOUNTING_COMMANDS if accounting else ())]
+    return [command for command in needed if shutil.which(command, path=_search_path()) is None]
+
+
+def _search_path() -> str:
+    return os.pathsep.join([os.environ.get("PATH", ""), *_DAEMON_FOLDERS])
+
+
 def _require(accounting: bool) -> None:
-    # Debian keeps daemons in /usr/sbin, which an ordinary user's PATH lacks.
-    path = os.environ.get("PATH", "")
-    missing: dict[str, list[str]] = {}
-    for package, commands in _PACKAGES.items():
-        if accounting or package not in ("slurmdbd", "mariadb-server"):
-            missing[package] = [command for command in commands if shutil.which(command, path=path) is None]
-    absent = [command for commands in missing.values() for command in commands]
-    if absent:
+    if missing := missing_commands(accounting):
         packages = "slurm-wlm slurm-client munge" + (" slurmdbd mariadb-server" if accounting else "")
         raise HybridError(
-            f"a practice Slurm needs commands that are not on PATH: {', '.join(absent)}; "
+            f"a practice Slurm needs commands that are not installed: {', '.join(missing)}; "
             f"install them with: sudo apt-get install --no-install-recommends {packages}"
         )
-
-
-def _write_files(
-    cluster: PracticeSlurm, megabytes: int, preemption: bool, settings: Mapping[str, str | int], extra_conf: str
-) -> None:
-    folder = cluster.folder
-    for entry in folder.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    folder.chmod(0o755)
-    record = {**asdict(cluster), "folder": str(folder)}
-    (folder / _RECORD).write_text(json.dumps(record))
-    for name in ("log", "state", *cluster.node_names):
-        (folder / name).mkdir()
-    _private(folder / "munge.key", os.urandom(1024))
-    ports = _free_ports(cluster.nodes + 2)
-    if cluster.accounting:
-        (folder / "database").mkdir(mode=0o700)
-        _private(folder / "slurmdbd.conf", _lines(_slurmdbd_settings(cluster, ports[1])).encode())
-    values = _slurm_settings(cluster, ports[0], ports[1], max(1, megabytes // cluster.cpus))
-    partitions = [
-        "PartitionName=main Nodes=ALL Default=YES MaxTime=7-00:00:00 State=UP",
-        "PartitionName=short Nodes=ALL MaxTime=5 State=UP",
-    ]
-    if preemption:
-        values |= {"PreemptType": "preempt/partition_prio", "PreemptMode": "REQUEUE"}
-        partitions += [
-            "PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE MaxTime=7-00:00:00 State=UP",
-            "PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=7-00:00:00 State=UP",
-        ]
-    machine = [
-        f"NodeName={node} NodeHostname={_host()} NodeAddr=127.0.0.1 Port={port} "
-        f"CPUs={cluster.cpus} RealMemory={megabytes}"
-        for node, port in zip(cluster.node_names, ports[2:], strict=True)
-    ]
-    text = _lines({**values, **settings}) + "\n".join([*machine, *partitions, extra_conf, ""])
-    cluster.conf.write_text(text)
-
-
-def _slurm_settings(cluster: PracticeSlurm, port: int, database_port: int, share: int) -> dict[str, str | int]:
-    folder, log = cluster.folder, cluster.folder / "log"
-    if cluster.accounting:
-        history: dict[str, str | int] = {
-            "AccountingStorageType": "accounting_storage/slurmdbd",
-            "AccountingStorageHost": "127.0.0.1",
-            "AccountingStoragePort": database_port,
-        }
-    else:
-        history = {"JobCompType": "jobcomp/filetxt", "JobCompLoc": str(log / "jobs.log")}
-    return {
-        "ClusterName": cluster.name.lower(),
-        "SlurmctldHost": f"{_host()}(127.0.0.1)",
-        "SlurmctldPort": port,
-        "SlurmUser": _user(),
-        "SlurmdUser": _user(),
-        "AuthType": "auth/munge",
-        # A requeued job waits for as long as its credential was valid, two minutes by default.
-        "AuthInfo": f"socket={folder / 'munge.sock'},cred_expire=10",
-        "CredType": "cred/munge",
-        "CommunicationParameters": "NoInAddrAny,NoCtldInAddrAny",
-        "ProctrackType": "proctrack/linuxproc",
-        "TaskPlugin": "task/none",
-        "SwitchType": "switch/none",
-        "MpiDefault": "none",
-        "SelectType": "select/cons_tres",
-        "SelectTypeParameters": "CR_CPU_Memory",
-        "SlurmdParameters": "config_overrides",
-        # Without a default a job takes a whole node's memory, and arrays run one task at a time.
-        "DefMemPerCPU": share,
-        "SchedulerParameters": "sched_min_interval=100000,bf_interval=2,batch_sched_delay=0,sched_interval=2,"
-        "default_queue_depth=2000",
-        "MaxArraySize": 1001,
-        "MaxJobCount": 100000,
-        "MinJobAge": 300,
-        "ReturnToService": 2,
-        "SlurmdTimeout": 10,
-        "MessageTimeout": 10,
-        "KillWait": 5,
-        "OverTimeLimit": 0,
-        "JobAcctGatherType": "jobacct_gather/linux",
-        "JobAcctGatherFrequency": "task=1",
-        "JobAcctGatherParams": "OverMemoryKill",
-        **history,
-        "StateSaveLocation": str(folder / "state"),
-        "SlurmctldPidFile": str(folder / "state" / "slurmctld.pid"),
-        "SlurmctldLogFile": str(log / "slurmctld.log"),
-        "SlurmdPidFile": str(folder / "state" / "%n.pid"),
-        "SlurmdLogFile": str(log / "%n.log"),
-        "SlurmdSpoolDir": str(folder / "%n"),
-    }
-
-
-def _slurmdbd_settings(cluster: PracticeSlurm, port: int) -> dict[str, str | int]:
-    folder = cluster.folder
-    return {
-        "AuthType": "auth/munge",
-        "AuthInfo": f"socket={folder / 'munge.sock'}",
-        "DbdHost": _host(),
-        "DbdAddr": "127.0.0.1",
-        "DbdPort": port,
-        "SlurmUser": _user(),
-        "LogFile": str(folder / "log" / "slurmdbd.log"),
-        "PidFile": str(folder / "state" / "slurmdbd.pid"),
-        "StorageType": "accounting_storage/mysql",
-        "StorageHost": "localhost",
-        "StorageUser": _user(),
-        "StorageLoc": "slurm_acct_db",
-    }
 
 
 def _accepts(address: Path) -> bool:
@@ -465,38 +361,6 @@ def _fragment_path(name: str) -> Path:
     from jupyter_core.paths import jupyter_config_dir
 
     return Path(jupyter_config_dir()) / "hybrid.d" / f"practice-{name}.yaml"
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports nobody listens on, below the range the kernel hands out for outgoing connections."""
-    ports: list[int] = []
-    while len(ports) < count:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                ports += [port] if port not in ports else []
-    return ports
-
-
-def _private(path: Path, content: bytes) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-
-
-def _lines(values: Mapping[str, str | int]) -> str:
-    return "".join(f"{key}={value}\n" for key, value in values.items())
-
-
-def _host() -> str:
-    return socket.gethostname().split(".")[0]
-
-
-def _user() -> str:
-    import pwd
-
-    return pwd.getpwuid(os.getuid()).pw_name
 
 
 def _tail(log: Path, lines: int = 15) -> str:
@@ -522,73 +386,4 @@ def _locked(folder: Path) -> Iterator[None]:
                     yield
                     return
         finally:
-            os.close(descriptor)
-
-
-@dataclass(frozen=True)
-class _Process:
-    pid: int
-    name: str
-    node: str | None
-
-
-def _role(process: _Process) -> str:
-    return process.node if process.name == "slurmd" and process.node else process.name
-
-
-def _inspect(pid: int, conf: Path) -> _Process | None:
-    """Return what a process is if it is the cluster's: one of its daemons, or started by a job on one of its nodes."""
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            pairs = (entry.partition(b"=") for entry in file.read().split(b"\0"))
-            variables = {key: value for key, _, value in pairs}
-        if variables.get(b"SLURM_CONF") != os.fsencode(conf):
-            return None
-        program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
-    except OSError:  # it has ended, or is another user's
-        return None
-    name = program.removesuffix(" (deleted)").removesuffix("-wlm")
-    node = variables.get(b"SLURMD_NODENAME")
-    if name not in _DAEMONS and node is None:
-        return None  # a shell or a kernel of the user that merely talks to the cluster
-    return _Process(pid, name, None if node is None else node.decode(errors="replace"))
-
-
-def _processes(conf: Path) -> list[_Process]:
-    found = (_inspect(int(entry), conf) for entry in os.listdir("/proc") if entry.isdigit())
-    return [process for process in found if process is not None]
-
-
-def _end(find: Callable[[], list[_Process]], first: signal.Signals, what: str) -> None:
-    """End the processes that `find` finds, and what they start meanwhile: first politely, after 5 s with SIGKILL."""
-    begin = time.monotonic()
-    while processes := find():
-        elapsed = time.monotonic() - begin
-        if elapsed > _STOP_TIMEOUT:
-            left = ", ".join(f"{process.name} ({process.pid})" for process in processes)
-            raise HybridError(f"could not end {what}: {left}")
-        _signal_and_wait(processes, first if elapsed < 5 else signal.SIGKILL, 5.0)
-    for child in _children[:]:
-        if child.poll() is not None:
-            _children.remove(child)
-
-
-def _signal_and_wait(processes: list[_Process], number: signal.Signals, timeout: float) -> None:
-    waiting: dict[int, int] = {}
-    poll = select.poll()
-    try:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                descriptor = os.pidfd_open(process.pid)
-                waiting[descriptor] = process.pid
-                poll.register(descriptor, select.POLLIN)
-                signal.pidfd_send_signal(descriptor, number)
-        deadline = time.monotonic() + timeout
-        while waiting and (left := deadline - time.monotonic()) > 0:
-            for descriptor, _ in poll.poll(left * 1000):
-                poll.unregister(descriptor)
-                del waiting[descriptor]
-                os.close(descriptor)
-    finally:
-        for descriptor in waiting:
             os.close(descriptor)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jupyter_hybrid.config import Config, Container, Limits, PoolConfig, Prices, load
 from jupyter_hybrid.errors import ConfigError
-from jupyter_hybrid.job import Resources
+from jupyter_hybrid.spec import Resources
 
 FULL = """\
 default: hpc

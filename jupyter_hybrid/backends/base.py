@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from ..job import Cause, JobState, Resources
+from ..spec import Cause, JobState, Resources
 
 
 @dataclass(frozen=True)

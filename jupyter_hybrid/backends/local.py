@@ -17,13 +17,20 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import process
 from ..errors import PoolUnreachable, SubmitRejected, SubmitUnclear
-from ..job import Cause, JobState, Resources, format_memory
+from ..spec import Cause, JobState, Resources, format_memory
 from . import proctree
 from .base import Observation, PoolSnapshot, Submission
-from .supervisor import LIVE, alive, connect
+from .spool import LIVE, alive, connect, has_any
+
+if TYPE_CHECKING:
+    from ..config import PoolConfig
+
+FAILED_STARTS = 5
+"""So many supervisors in a row that did not come up make the pool unreachable; each further call still tries."""
 
 
 class LocalBackend:
@@ -56,52 +63,61 @@ class LocalBackend:
         self.memory = memory if memory is not None else machine_memory()
         self.gpus = gpus
 
+    @classmethod
+    def from_pool(cls, config: PoolConfig) -> LocalBackend:
+        """Return the backend of a configured pool; all local pools of a user on one host share a spool folder."""
+        from ..storage import data_folder
+
+        folder = data_folder() / "local" / socket.gethostname()
+        return cls(folder, config.name, **config.options)
+
     def submit(self, submission: Submission) -> str:
         """Put a submission into the queue; with a tag that is there already, only return its native id."""
         self._refuse(submission.resources)
-        resources = submission.resources
-        os.makedirs(submission.logs, exist_ok=True)
+        try:
+            os.makedirs(submission.logs, exist_ok=True)
+        except OSError as error:
+            raise PoolUnreachable(f"folder {submission.logs} for logs cannot be made: {error}") from error
         with self._database() as database:
             database.execute("BEGIN IMMEDIATE")
-            known = self._known(database, [submission.tag])
-            if known:
-                database.execute("ROLLBACK")
-                native_id = int(known[submission.tag])
-            else:
-                database.execute(
-                    "INSERT OR REPLACE INTO pool VALUES (?, ?, ?, ?)", (self.pool, self.cpus, self.memory, self.gpus)
-                )
-                values = {
-                    "tag": submission.tag,
-                    "pool": self.pool,
-                    "name": submission.name,
-                    "script": str(submission.script.absolute()),
-                    "logs": str(submission.logs.absolute()),
-                    "first": submission.first,
-                    "count": submission.count,
-                    "array": submission.array,
-                    "cpus": resources.total_cpus,
-                    "memory": resources.memory,
-                    "gpus": resources.gpus,
-                    "walltime": resources.time.total_seconds() if resources.time is not None else None,
-                    "priority": resources.priority,
-                    "after": json.dumps(self._after(database, submission.after)),
-                    "environment": json.dumps(dict(os.environ)),
-                    "submitted": time.time(),
-                }
-                columns = ", ".join(values)
-                names = ", ".join(f":{name}" for name in values)
-                cursor = database.execute(f"INSERT INTO submission ({columns}) VALUES ({names})", values)
-                native_id = int(cursor.lastrowid or 0)
-                database.executemany(
-                    "INSERT INTO element (native_id, idx) VALUES (?, ?)",
-                    ((native_id, index) for index in range(submission.count)),
-                )
-                try:
-                    database.execute("COMMIT")
-                except sqlite3.Error as error:
-                    raise SubmitUnclear(f"local spool {self.folder} broke off a submission: {error}") from error
-        self._wake()
+            native_id = self._known(database, [submission.tag]).get(submission.tag)
+            if native_id is None:
+                native_id = self._insert(database, submission)
+            try:
+                database.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise SubmitUnclear(f"local spool {self.folder} broke off a submission: {error}") from error
+        # It is in the queue, whatever comes now; a supervisor that cannot be started is told by query().
+        with contextlib.suppress(PoolUnreachable):
+            self._wake()
+        return native_id
+
+    def _insert(self, database: sqlite3.Connection, submission: Submission) -> str:
+        resources = submission.resources
+        values = {
+            "tag": submission.tag,
+            "pool": self.pool,
+            "name": submission.name,
+            "script": str(submission.script.absolute()),
+            "logs": str(submission.logs.absolute()),
+            "first": submission.first,
+            "count": submission.count,
+            "array": submission.array,
+            "cpus": resources.total_cpus,
+            "memory": resources.memory,
+            "gpus": resources.gpus,
+            "walltime": resources.time.total_seconds() if resources.time is not None else None,
+            "priority": resources.priority,
+            "after": json.dumps(self._after(database, submission.after)),
+            "environment": json.dumps(dict(os.environ)),
+            "submitted": time.time(),
+        }
+        slots = (self.pool, self.cpus, self.memory, self.gpus)
+        database.execute("INSERT OR REPLACE INTO pool VALUES (?, ?, ?, ?)", slots)
+        columns, names = ", ".join(values), ", ".join(f":{name}" for name in values)
+        native_id = database.execute(f"INSERT INTO submission ({columns}) VALUES ({names})", values).lastrowid
+        elements = ((native_id, index) for index in range(submission.count))
+        database.executemany("INSERT INTO element (native_id, idx) VALUES (?, ?)", elements)
         return str(native_id)
 
     def find(self, tags: Iterable[str]) -> Mapping[str, str]:
@@ -111,18 +127,13 @@ class LocalBackend:
 
     def query(self, native_ids: Sequence[str]) -> Sequence[Observation]:
         """Return the state of every element; starts a supervisor if there is work and none is alive."""
-        observations: list[Observation] = []
+        host, observations = socket.gethostname(), []
+        query = """SELECT native_id, idx, array, state, cause, reason, exit_code, started, ended, cpu_seconds,
+            peak_memory FROM element JOIN submission USING (native_id) WHERE native_id = ? ORDER BY idx"""
         with self._database() as database:
             for native_id in native_ids:
-                reason = _waits_for(database, native_id)
-                observations += [
-                    _observation(row, reason)
-                    for row in database.execute(
-                        """SELECT element.*, array FROM element JOIN submission USING (native_id)
-                        WHERE native_id = ? ORDER BY idx""",
-                        (native_id,),
-                    )
-                ]
+                waits = _waits_for(database, native_id)
+                observations += [_observation(row, waits, host) for row in database.execute(query, (native_id,))]
             work = alive(database)
         if work:
             self._ensure_supervisor()
@@ -130,9 +141,8 @@ class LocalBackend:
 
     def cancel(self, native_id: str, indices: Sequence[int] | None = None) -> None:
         """End waiting elements at once, running ones by SIGTERM and after a grace by SIGKILL."""
-        where, rows = "native_id = ?", [(native_id,)]
-        if indices is not None:
-            where, rows = "native_id = ? AND idx = ?", [(native_id, index) for index in indices]  # type: ignore[misc]
+        where = "native_id = ?" if indices is None else "native_id = ? AND idx = ?"
+        rows: list[tuple[object, ...]] = [(native_id,)] if indices is None else [(native_id, one) for one in indices]
         with self._database() as database:
             database.execute("BEGIN IMMEDIATE")
             database.executemany(
@@ -223,35 +233,45 @@ class LocalBackend:
         self._ensure_supervisor()
 
     def _ensure_supervisor(self) -> None:
-        # The supervisor inherits the lock already taken: two clients never start two, whatever the moment.
-        lock = os.open(self.folder / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            lock = os.open(self.folder / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise PoolUnreachable(f"local spool {self.folder} cannot be used: {error}") from error
+        try:
+            # The supervisor inherits the lock already taken: two clients never start two, whatever the moment.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._start_supervisor(lock)
         except BlockingIOError:
             return
-        else:
-            self._start_supervisor(lock)
         finally:
             os.close(lock)
 
     def _start_supervisor(self, lock: int) -> None:
+        # A supervisor that came up has put its process id in place of this count.
+        before = os.pread(lock, 64, 0).decode(errors="replace").split()
+        failed = int(before[1]) if len(before) == 2 and before[0] == "starts" else 0
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"starts {failed + 1}".encode(), 0)
         # Through sh, which ends at once: the supervisor is nobody's child and nobody has to wait for it.
         start = 'exec >>supervisor.log 2>&1; "$@" & :'
         command = [sys.executable, "-m", "jupyter_hybrid.backends.supervisor", str(lock)]
         with process.inheriting(lock):
             # A job may submit jobs: neither the supervisor nor what it runs belongs to that job.
             process.run(["/bin/sh", "-c", start, "sh", *command], cwd=str(self.folder), env={proctree.MARK: ""})
+        if failed >= FAILED_STARTS:
+            said = (self.folder / "supervisor.log").read_text(errors="replace").strip()[-500:]
+            raise PoolUnreachable(f"the supervisor of pool {self.pool} does not come up; it says: {said}")
 
 
-def _observation(row: sqlite3.Row, waits: str) -> Observation:
+def _observation(row: sqlite3.Row, waits: str, host: str) -> Observation:
     state = JobState(row["state"])
     return Observation(
         native_id=str(row["native_id"]),
         index=row["idx"] if row["array"] else None,
         state=state,
         cause=Cause(row["cause"]) if row["cause"] else None,
-        reason=waits if state is JobState.PENDING else row["reason"],
-        host=socket.gethostname() if row["started"] is not None else "",
+        reason=row["reason"] if state is not JobState.PENDING else row["reason"] or waits,
+        host=host if row["started"] is not None else "",
         exit_code=row["exit_code"],
         started=row["started"],
         ended=row["ended"],
@@ -262,10 +282,11 @@ def _observation(row: sqlite3.Row, waits: str) -> Observation:
 
 def _waits_for(database: sqlite3.Connection, native_id: str) -> str:
     row = database.execute("SELECT held, after FROM submission WHERE native_id = ?", (native_id,)).fetchone()
-    if row is None or row["held"]:
+    if row is None:
+        return ""
+    jobs = [str(job) for job in json.loads(row["after"]) if has_any(database, job, LIVE)]
+    if row["held"]:
         return "held by its user"
-    query = f"SELECT EXISTS (SELECT 1 FROM element WHERE native_id = ? AND state IN {LIVE})"
-    jobs = [str(one) for one in json.loads(row["after"]) if database.execute(query, (one,)).fetchone()[0]]
     return f"waits for job {', '.join(jobs)}" if jobs else "waits for free slots"
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jupyter_hybrid.errors import HybridError, ResourceError
-from jupyter_hybrid.job import (
+from jupyter_hybrid.spec import (
     ID_PATTERN,
     JobSpec,
     JobState,

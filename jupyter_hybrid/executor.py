@@ -1,0 +1,314 @@
+"""Executor: runs functions and scripts as jobs on a pool."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from . import frames, launch
+from .errors import CaptureError, HybridError
+from .handles import ArrayJob, Handle, Job, wrap
+from .spec import JobState, Resources, parse_memory
+from .pool import Pool, default_store, get_pool
+from .tracker import Run
+
+T = TypeVar("T")
+
+LIMIT = 100 * 2**20
+"""Bytes above which a function's arguments are refused unless allowed."""
+
+
+class Executor(concurrent.futures.Executor):
+    """Runs functions as jobs on a pool; a :class:`concurrent.futures.Executor`.
+
+    Parameters
+    ----------
+    pool : str, optional
+        Name of the pool; the default pool if not given.
+    cache : bool
+        Use the result of an earlier job with the same function and arguments, if there is one.
+    after : sequence of Job, ArrayJob or str
+        Jobs that must complete first.
+    name : str, optional
+        Name of its jobs; the function's name if not given.
+    limit : int or str
+        Most bytes that the arguments of a submission may take (``"100M"``).
+    directory : str, optional
+        Working directory of its jobs; the current one if not given.
+    **resources
+        What each job asks for, see :class:`Resources` (``cpus=4, memory="8G", time="1h"``).
+
+    Raises
+    ------
+    ConfigError
+        There is no such pool.
+    ResourceError
+        A resource is unknown or malformed.
+    """
+
+    def __init__(
+        self,
+        pool: str | None = None,
+        *,
+        cache: bool = False,
+        after: Iterable[Any] = (),
+        name: str | None = None,
+        limit: int | str = LIMIT,
+        directory: str | None = None,
+        **resources: Any,
+    ) -> None:
+        self._pool: Pool = get_pool(pool)
+        self._resources = Resources.parse(self._pool.config.resources, **resources)
+        self._cache, self._name, self._directory = cache, name, directory
+        self._after = job_ids(after)
+        self._limit = parse_memory(limit)
+        self._jobs: list[Job | ArrayJob] = []
+        self._shutdown = False
+        self._lock = threading.Lock()
+
+    def _check_open(self) -> None:
+        if self._shutdown:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job:
+        """Run ``fn(*args, **kwargs)`` as a job. Returns when the intent is on disk.
+
+        Raises
+        ------
+        CaptureError
+            The function or an argument cannot travel to the pool, or is too large.
+        StoreError
+            Storage or Store cannot be written; nothing was submitted.
+        """
+        from . import capture
+
+        self._check_open()
+        payload = capture.check_function(fn, args, kwargs, self._limit)
+        keys, task_keys = _keys(fn, kwargs, [args]) if self._cache else ({}, [])
+        run = self._launch(fn, payload, None, self._name, 1, keys, task_keys)
+        job = Job(run)
+        self._keep(job)
+        return job
+
+    def array(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        batch: int | str = "auto",
+        name: str | None = None,
+        common: Mapping[str, Any] | None = None,
+    ) -> ArrayJob:
+        """Run ``fn`` once for each tuple of the zipped iterables, as one ArrayJob.
+
+        Parameters
+        ----------
+        fn : callable
+            The function.
+        *iterables : iterable
+            Arguments, as for :func:`map`.
+        batch : int or "auto"
+            Tasks that share one array element of the scheduler; "auto" makes as many batches as the pool can run at
+            once, which pull tasks as they get free.
+        name : str, optional
+            Readable name.
+        common : mapping, optional
+            Keyword arguments of every task; they travel once.
+        """
+        from . import capture
+
+        self._check_open()
+        arguments = list(zip(*iterables, strict=False))
+        if not arguments:
+            raise ValueError("array() was given nothing to run over: its iterables are empty")
+        size = parse_batch(batch)
+        shared = dict(common or {})
+        payload = capture.check_function(fn, (), shared, self._limit)
+        items = _pack_items(arguments)
+        keys, task_keys = _keys(fn, shared, arguments) if self._cache else ({}, [])
+        run = self._launch(fn, payload, items, name or self._name, size, keys, task_keys)
+        array = ArrayJob(run)
+        self._keep(array)
+        return array
+
+    def map(
+        self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[T]:
+        """Return an iterator of the results in order, as the standard library does; one ArrayJob underneath.
+
+        A `chunksize` above 1 is the size of a batch; the default makes automatic batches.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        arguments = list(zip(*iterables, strict=False))
+        if not arguments:
+            self._check_open()
+            return iter(())
+        array = self.array(fn, *zip(*arguments, strict=True), batch=chunksize if chunksize > 1 else "auto")
+
+        def results_in_order() -> Iterator[T]:
+            for task in array:
+                yield task.result(None if end is None else max(0.0, end - time.monotonic()))
+
+        return results_in_order()
+
+    def _launch(
+        self,
+        fn: Callable[..., Any],
+        payload: Sequence[Any],
+        items: Sequence[Sequence[Any]] | None,
+        name: str | None,
+        batch: int,
+        keys: Mapping[str, str],
+        task_keys: Sequence[str],
+    ) -> Run:
+        function = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+        return launch.launch(
+            self._pool,
+            kind="function",
+            name=name or function,
+            payload=payload,
+            items=items,
+            resources=self._resources,
+            batch=batch,
+            after=self._after,
+            origin={"function": f"{getattr(fn, '__module__', '')}.{function}"},
+            keys=keys,
+            task_keys=task_keys,
+            directory=self._directory,
+        )
+
+    def _keep(self, new: Job | ArrayJob) -> None:
+        with self._lock:
+            self._jobs = [job for job in self._jobs if not job.done()]
+            self._jobs.append(new)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more work; wait for what was submitted, or cancel what waits. Jobs never die with their executor."""
+        self._shutdown = True
+        with self._lock:
+            jobs = list(self._jobs)
+        for each in jobs:
+            if cancel_futures and each.state in (JobState.NEW, JobState.PENDING):
+                each.cancel()
+        if wait:
+            for each in jobs:
+                if isinstance(each, ArrayJob):
+                    each.wait()
+                else:
+                    concurrent.futures.wait([each])
+
+
+def parse_batch(batch: int | str) -> int:
+    """Return tasks in a batch, 0 for "auto"."""
+    if batch == "auto":
+        return 0
+    if isinstance(batch, int) and not isinstance(batch, bool) and batch >= 1:
+        return batch
+    raise ValueError(f"batch={batch!r} is neither 'auto' nor a whole number of at least 1")
+
+
+def job_ids(jobs: Iterable[Any]) -> list[str]:
+    """Return ids of jobs given as handles or ids."""
+    if isinstance(jobs, (str, Handle)):
+        jobs = [jobs]
+    return [each.id if isinstance(each, Handle) else default_store().job(str(each)).id for each in jobs]
+
+
+def _pack_items(arguments: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    packed: list[list[Any]] = []
+    try:
+        for values in arguments:
+            packed.append(frames.encode(values))  # noqa: PERF401  the task at fault is counted
+    except Exception as error:
+        kinds = ", ".join(type(value).__name__ for value in arguments[len(packed)])
+        raise CaptureError(
+            f"the arguments of task {len(packed)} ({kinds}) cannot travel to the pool: {error}"
+        ) from error
+    return packed
+
+
+def _keys(
+    fn: Callable[..., Any], kwargs: Mapping[str, Any], arguments: Sequence[tuple[Any, ...]]
+) -> tuple[dict[str, str], list[str]]:
+    from . import fingerprint
+
+    keys = fingerprint.function_keys(fn, kwargs)
+    return keys, [fingerprint.task_key(keys, item) for item in arguments]
+
+
+def submit(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job:
+    """Run ``fn(*args, **kwargs)`` as a job on the default pool."""
+    return Executor().submit(fn, *args, **kwargs)
+
+
+def submit_script(
+    script: str | Path,
+    *arguments: str,
+    pool: str | None = None,
+    array: Iterable[Any] | None = None,
+    batch: int | str = "auto",
+    after: Iterable[Any] = (),
+    name: str | None = None,
+    directory: str | None = None,
+    **resources: Any,
+) -> Job | ArrayJob:
+    """Run a script as a job: one that begins with ``#!``, or lines for bash.
+
+    Parameters
+    ----------
+    script : str or path
+        File.
+    *arguments : str
+        Its command-line arguments.
+    pool : str, optional
+        Name of the pool; the default pool if not given.
+    array : iterable, optional
+        Run it once for each value, which it finds in ``HYBRID_ARRAY_INDEX`` (and in the scheduler's own variable).
+    batch, after, name, directory, **resources
+        As for :class:`Executor` and :meth:`Executor.array`.
+    """
+    path = Path(script)
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise HybridError(f"cannot read the script {path}: {error.strerror}") from error
+    variables: list[tuple[Any, dict[str, Any]]] | None = None if array is None else [(value, {}) for value in array]
+    return run_script(
+        text, variables, arguments=arguments, pool=get_pool(pool), batch=batch, after=after,
+        name=name or path.name, directory=directory, resources=resources,
+    )  # fmt: skip
+
+
+def run_script(
+    text: bytes,
+    tasks: Sequence[tuple[Any, Mapping[str, Any]]] | None,
+    *,
+    pool: Pool,
+    arguments: Sequence[str] = (),
+    batch: int | str = "auto",
+    after: Iterable[Any] = (),
+    name: str = "script",
+    directory: str | None = None,
+    resources: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> Job | ArrayJob:
+    """Run a script's text as a job, or once for each (index, variables) of `tasks`."""
+    if tasks is not None and not tasks:
+        raise ValueError("the array of the script is empty")
+    run = launch.launch(
+        pool,
+        kind="script",
+        name=name,
+        payload=text if text.startswith(b"#!") else b"#!/bin/bash\n" + text,
+        items=None if tasks is None else [frames.encode(task) for task in tasks],
+        resources=Resources.parse(pool.config.resources, **(resources or {})),
+        batch=parse_batch(batch),
+        after=job_ids(after),
+        origin=origin,
+        arguments=arguments,
+        directory=directory,
+    )
+    return wrap(run)

@@ -1,0 +1,316 @@
+"""From an intent to a run: writes the run folder, then the Store, then wakes the Tracker. Nothing here waits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import frames
+from .errors import HybridError, JobNotFound
+from .spec import JobSpec, JobState, Resources, new_id
+from .pool import Pool, default_store, get_pool
+from .progress import DONE, Progress
+from .script import render
+from .storage import Attempt, RunFolder, ranges
+from .tracker import Run, follow
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide whether a pickle can be read."""
+    found = {"python": "{}.{}.{}".format(*sys.version_info)}
+    for name in ("cloudpickle", "numpy", "pandas"):
+        module = sys.modules.get(name)
+        if module is not None:
+            found[name] = str(getattr(module, "__version__", ""))
+    return found
+
+
+def launch(
+    pool: Pool,
+    *,
+    kind: str,
+    name: str,
+    payload: Sequence[Any] | bytes,
+    items: Sequence[Sequence[Any]] | None,
+    resources: Resources,
+    batch: int = 1,
+    after: Sequence[str] = (),
+    out: Sequence[str] = (),
+    origin: Mapping[str, Any] | None = None,
+    keys: Mapping[str, str] | None = None,
+    task_keys: Sequence[str] = (),
+    arguments: Sequence[str] = (),
+    directory: str | None = None,
+) -> Run:
+    """Write down a job and have it submitted.
+
+    Parameters
+    ----------
+    pool : Pool
+        Where it runs.
+    kind : {"function", "cell", "script"}
+        What the payload is.
+    name : str
+        What a person reads.
+    payload : list of bytes-like, or bytes
+        Frames of the function or cell, or the script's text.
+    items : list of frames, optional
+        Each task's own arguments; ``None`` for a plain job.
+    resources : Resources
+        What each batch asks for.
+    batch : int
+        Tasks in a batch; 0 for automatic batches.
+    after : sequence of str
+        Ids of jobs that must complete first.
+    out : sequence of str
+        Names that a cell gives back.
+    origin, keys : mapping, optional
+        See :class:`JobSpec`.
+    task_keys : sequence of str
+        Cache key of each task; with keys, tasks that have run before are not run again.
+    arguments : sequence of str
+        A script's command-line arguments.
+    directory : str, optional
+        Working directory on the node; the current one if not given.
+
+    Raises
+    ------
+    StoreError
+        Storage or Store cannot be written; nothing was submitted.
+    """
+    store = default_store()
+    for job_id in after:
+        store.job(job_id)
+    tasks = 1 if items is None else len(items)
+    spec = JobSpec(
+        id=new_id(),
+        name=name,
+        pool=pool.name,
+        kind=kind,
+        tasks=tasks,
+        array=items is not None,
+        batch=batch,
+        resources=resources,
+        created=time.time(),
+        after=tuple(after),
+        out=tuple(out),
+        origin={"directory": os.getcwd(), "user": _user(), "host": os.uname().nodename, **(origin or {})},
+        keys=dict(keys or {}),
+        versions=versions(),
+        settings=pool.settings(directory or os.getcwd(), tuple(arguments)),
+    )
+    with pool.storage.create(spec) as folder:
+        if isinstance(payload, bytes):
+            folder.write("payload.sh", payload, 0o700)
+        else:
+            frames.write_file(folder / "payload.bin", [(0, frames.PAYLOAD, payload)])
+        if items is not None:
+            frames.write_file(folder / "items.bin", ((task, frames.VALUE, item) for task, item in enumerate(items)))
+        reused: dict[int, Any] = {}
+        if task_keys:
+            folder.write("keys.json", json.dumps(list(task_keys)).encode())
+            reused = _reuse(folder, task_keys)
+            folder.write("reused.json", json.dumps(reused).encode())
+        to_run = [task for task in range(tasks) if task not in reused]
+        attempt = pool.plan(store, 1, 0, ranges(to_run), batch, resources) if to_run else None
+        if attempt is not None:
+            _write_attempt(pool, folder, spec, attempt)
+    new_keys = {task_keys[task]: task for task in to_run} if task_keys else None
+    store.add_job(spec, folder.path, attempt, len(reused), new_keys)
+    run = Run(folder, store.job(spec.id))
+    run.refresh()
+    if attempt is not None:
+        follow(run)
+    return run
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _write_attempt(pool: Pool, folder: RunFolder, spec: JobSpec, attempt: Attempt) -> None:
+    for chunk in range(len(attempt.chunks)):
+        first = attempt.chunk_first(chunk)
+        text = render(spec, folder.path, pool.storage.worker, attempt.number, first, pool.backend.index_variable)
+        folder.write(f"script.{first}.sh", text.encode(), 0o700)
+    folder.write(f"attempt-{attempt.number}.json", json.dumps(attempt.to_json()).encode())
+
+
+def _reuse(folder: RunFolder, task_keys: Sequence[str]) -> dict[int, Any]:
+    """Link the result files of tasks that have run before into a new run folder; return where each result is.
+
+    A hard link keeps the result though the earlier job is cleaned up; a copy is made where links cannot be.
+    """
+    store = default_store()
+    earlier: dict[str, Progress | None] = {}
+    linked: dict[str, str] = {}
+    reused: dict[int, Any] = {}
+    found = store.cached(task_keys)
+    for task, key in enumerate(task_keys):
+        if key not in found:
+            continue
+        job_id, source = found[key]
+        if job_id not in earlier:
+            earlier[job_id] = _progress_of(job_id)
+        progress = earlier[job_id]
+        if progress is None or progress.marks[source] != DONE:
+            continue
+        result = progress.results[source]
+        path = progress.result_path(result)
+        try:
+            frames.verify_entry(path, result.entry)
+            if path not in linked:
+                name = f"reused-{len(linked)}.bin"
+                _link(path, folder.path / "results" / name)
+                linked[path] = name
+        except (frames.FrameError, OSError):
+            continue  # lost since: it runs again
+        entry = result.entry
+        reused[task] = (linked[path], entry.task, entry.offset, entry.length, entry.checksum, result.seconds)
+    return reused
+
+
+def _link(source: str, target: Path) -> None:
+    if not source.endswith(".bin"):
+        shutil.copyfile(source, target)  # still being written
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _progress_of(job_id: str) -> Progress | None:
+    try:
+        progress = Progress(RunFolder(Path(default_store().job(job_id).folder)))
+        progress.refresh()
+    except (HybridError, OSError):
+        return None
+    return progress
+
+
+def missing_tasks(run: Run) -> list[int]:
+    """Return the tasks of a job without an intact result: not run, failed, or with a damaged or missing file."""
+    run.refresh()
+    progress = run.progress
+    missing = []
+    for task in range(progress.total):
+        if progress.marks[task] == DONE:
+            result = progress.results[task]
+            try:
+                frames.verify_entry(progress.result_path(result), result.entry)
+            except frames.FrameError:
+                missing.append(task)
+        else:
+            missing.append(task)
+    return missing
+
+
+def retry(run: Run, **resources: Any) -> int:
+    """Run again what has no intact result, with other resources if given; return the number of those tasks.
+
+    Raises
+    ------
+    HybridError
+        The job has not ended yet.
+    """
+    store = default_store()
+    run.row = store.job(run.row.id)
+    if not run.row.state.final:
+        raise HybridError(
+            f"job {run.row.id} is {run.row.state}; retry() is for jobs that have ended (cancel() ends it)"
+        )
+    missing = missing_tasks(run)
+    if not missing:
+        return 0
+    pool = get_pool(run.row.pool)
+    attempts = run.folder.attempts()
+    number = len(attempts) + 1
+    first = attempts[-1].first + attempts[-1].batches if attempts else 0
+    base = attempts[-1].resources if attempts else run.spec.resources
+    asked = Resources.parse(base, **resources)
+    attempt = pool.plan(store, number, first, ranges(missing), run.spec.batch, asked)
+    _write_attempt(pool, run.folder, run.spec, attempt)
+    store.add_attempt(run.row.id, run.row.pool, attempt)
+    run.row = store.job(run.row.id)
+    run.refresh()
+    run.verdict = None
+    run.batches = {}
+    follow(run)
+    return len(missing)
+
+
+def cancel(run: Run) -> bool:
+    """Ask that a job be cancelled; return ``False`` if it had ended already."""
+    store = default_store()
+    run.row = store.job(run.row.id)
+    if run.row.state.final:
+        return False
+    run.folder.write(f"cancelled-{run.row.attempt}", b"")
+    store.update_job(run.row.id, run.row.attempt, reason="being cancelled")
+    follow(run)
+    return True
+
+
+def load_run(job_id: str) -> Run:
+    """Return the run of any job, from any process; an unfinished one is followed from now on."""
+    row = default_store().job(job_id)
+    folder = RunFolder(Path(row.folder))
+    if not (folder / "spec.json").exists():
+        raise JobNotFound(f"job {row.id}: its run folder {folder.path} was removed")
+    run = Run(folder, row)
+    run.refresh()
+    run.batches = default_store().batches(row.id)
+    if not row.state.final:
+        follow(run)
+    return run
+
+
+def reindex() -> int:
+    """Build the Store anew from the run folders of all pools; return the number of jobs found."""
+    from .config import load
+
+    store, found = default_store(), 0
+    for name in load().pools:
+        pool = get_pool(name)
+        for folder in pool.storage.folders():
+            if folder.spec.pool == name:
+                _reindex_job(folder)
+                found += 1
+    store.close()
+    return found
+
+
+def _reindex_job(folder: RunFolder) -> None:
+    store, spec = default_store(), folder.spec
+    attempts = folder.attempts()
+    reused = len(folder.read_json("reused.json")) if (folder / "reused.json").exists() else 0
+    keys = folder.read_json("keys.json") if (folder / "keys.json").exists() else []
+    store.add_job(
+        spec, folder.path, attempts[0] if attempts else None, reused, {k: task for task, k in enumerate(keys)}
+    )
+    for attempt in attempts[1:]:
+        store.add_attempt(spec.id, spec.pool, attempt)
+    for tag, answer in folder.submissions().items():
+        store.set_submission(tag, answer["state"], answer.get("native_id", ""))
+        if answer["state"] == "rejected" and attempts and tag.split(".")[1] == str(attempts[-1].number):
+            store.update_job(
+                spec.id, attempts[-1].number, state=JobState.FAILED, cause="SUBMIT_REJECTED", reason=answer["reason"]
+            )
+
+
+def reused_tasks(run: Run) -> int:
+    """Return how many tasks of a job have taken their results from earlier jobs."""
+    path = run.folder / "reused.json"
+    return len(run.folder.read_json("reused.json")) if path.exists() else 0

@@ -1,0 +1,163 @@
+"""Loads results and turns bad ends into errors that say what happened and what to do."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from . import frames
+from .errors import JobFailed, RemoteError, ResultLost
+from .spec import Cause, JobState
+from .progress import DONE, FAILED, Lost, ending, judge
+from .store import network_file_system
+from .tracker import Run
+
+_VISIBLE = 30.0
+"""Seconds within which what a node has written must be visible here on a network file system."""
+
+_ADVICE = {
+    Cause.OUT_OF_MEMORY: "ask for more: retry(memory=...)",
+    Cause.TIMEOUT: "ask for more time: retry(time=...)",
+    Cause.NODE_FAILURE: "the node failed, not the job: retry()",
+    Cause.PREEMPTED: "a job with higher priority took the node: retry()",
+    Cause.CANCELLED: "retry() runs what is not done",
+    Cause.DEPENDENCY_FAILED: "a job it depends on did not complete: retry that one, then this",
+    Cause.SUBMIT_REJECTED: "change what it asks for: retry(partition=..., time=...), or submit it anew",
+    Cause.RESULT_LOST: "retry() runs only what is lost",
+    Cause.INFRASTRUCTURE: "jupyter hybrid doctor checks the pool; then retry()",
+}
+
+
+def log_tail(run: Run, batch: int | None, lines: int = 15) -> str:
+    """Return the last lines of a batch's log, or an empty text."""
+    if batch is None:
+        return ""
+    try:
+        with open(run.folder.log(batch), "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 8192))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""
+
+
+def load_task(run: Run, task: int) -> Any:
+    """Return the value of an ended task, or raise what it raised.
+
+    Raises
+    ------
+    ResultLost
+        Its file is missing, cut or altered.
+    JobFailed
+        It ended without a word of its own.
+    """
+    progress = run.progress
+    mark = progress.marks[task]
+    if mark not in (DONE, FAILED):
+        raise failure(run, task)
+    try:
+        value = _load(run, task)
+    except frames.FrameError as error:
+        name = f"task {task} of job" if run.spec.array else "job"
+        raise ResultLost(f"the result of {name} {run.row.id} is lost: {error}", Cause.RESULT_LOST) from error
+    if mark == FAILED:
+        problem, line, text = value
+        raise (problem if problem is not None else JobFailed(line, Cause.USER_ERROR)) from RemoteError(text)
+    return _unpack(run, value)
+
+
+def _load(run: Run, task: int) -> Any:
+    try:
+        return run.progress.load(task)
+    except frames.FrameError as error:
+        if isinstance(error, frames.FrameUnreadable) or not network_file_system(run.folder.path):
+            raise
+    # What a node has written becomes visible here a little later.
+    deadline = time.monotonic() + _VISIBLE
+    while True:
+        os.listdir(run.folder.path / "results")  # makes NFS look again
+        try:
+            return run.progress.load(task)
+        except frames.FrameError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.2)
+
+
+def _unpack(run: Run, value: Any) -> Any:
+    """Return what a user sees of a cell's values: the value of a single name, or the mapping."""
+    if run.spec.kind == "cell" and len(run.spec.out) == 1 and isinstance(value, dict):
+        return value.get(run.spec.out[0])
+    return value
+
+
+def load_all(run: Run) -> Iterator[tuple[int, bool, Any]]:
+    """Yield (task, whether it has a value, value or exception) of all tasks, file by file."""
+    progress = run.progress
+    by_file: dict[str, list[int]] = {}
+    for task, result in progress.results.items():
+        by_file.setdefault(progress.result_path(result), []).append(task)
+    for path, tasks in by_file.items():
+        found: dict[int, Any] = {}
+        if path.endswith(".bin") and progress.results[tasks[0]].file is None:
+            try:
+                found = {task: value for task, kind, value in frames.Reader(path).load_all() if kind == frames.VALUE}
+            except frames.FrameError:
+                found = {}  # one by one, so that only what is damaged is lost
+        for task in tasks:
+            if progress.marks[task] == DONE and task in found:
+                yield task, True, _unpack(run, found[task])
+            else:
+                yield _one(run, task)
+    for task, mark in enumerate(progress.marks):
+        if mark not in (DONE, FAILED):
+            yield task, False, failure(run, task)
+
+
+def _one(run: Run, task: int) -> tuple[int, bool, Any]:
+    try:
+        return task, True, load_task(run, task)
+    except Exception as error:  # noqa: BLE001  a task's own exception is handed on as a value
+        return task, False, error
+
+
+def lost(run: Run) -> dict[int, Lost]:
+    """Return why tasks of an ended job have no result."""
+    if not run.row.state.final or not run.progress.attempts:
+        return {}
+    attempt = run.progress.attempts[-1]
+    batches = range(attempt.first, attempt.first + attempt.batches)
+    over = {batch: ending(run.progress.batches.get(batch), run.batches.get(batch)) for batch in batches}
+    return dict(judge(run.progress, run.batches, over, True, run.cancelled).lost)
+
+
+def end_of(run: Run, task: int) -> tuple[JobState, Cause | None, str]:
+    """Return state, cause and reason of one task."""
+    mark = run.progress.marks[task]
+    if mark == DONE:
+        return JobState.COMPLETED, None, ""
+    if mark == FAILED:
+        return JobState.FAILED, Cause.USER_ERROR, run.progress.results[task].error
+    if run.row.state.final:
+        row = run.row
+        if row.cause in (Cause.SUBMIT_REJECTED, Cause.DEPENDENCY_FAILED) or row.cause is Cause.CANCELLED:
+            return row.state, row.cause, row.reason
+        loss = lost(run).get(task)
+        return (loss.state, loss.cause, loss.reason) if loss else (row.state, row.cause, row.reason)
+    if mark:
+        return JobState.RUNNING, None, ""
+    return (JobState.PENDING if run.row.state is JobState.RUNNING else run.row.state), None, run.row.reason
+
+
+def failure(run: Run, task: int) -> JobFailed:
+    """Return the error of a task that ended without a word of its own: what, why, what next, and the log's tail."""
+    state, cause, reason = end_of(run, task)
+    what = f"task {task} of job {run.row.id}" if run.spec.array else f"job {run.row.id}"
+    text = f"{what} ({run.row.name}) on pool {run.row.pool!r}: {state}"
+    text += f", {cause}" if cause else ""
+    text += f": {reason}" if reason else ""
+    if cause in _ADVICE:
+        text += f"\n→ {_ADVICE[cause]}"
+    tail = log_tail(run, run.progress.batch_of(task))
+    return JobFailed(text + (f"\nEnd of the log:\n{tail}" if tail else ""), cause)

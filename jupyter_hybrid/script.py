@@ -1,0 +1,65 @@
+"""The job script: exactly what a scheduler gets. Pure; every value is quoted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from shlex import quote
+
+from .spec import JobSpec
+
+# Id of the submission in a running batch, for whichever scheduler runs it.
+_NATIVE = "${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-${PBS_JOBID:-${HYBRID_LOCAL_JOB:-}}}}"
+
+
+def render(spec: JobSpec, folder: Path, worker: Path, attempt: int, first: int, index_variable: str) -> str:
+    """Return the script of one submission.
+
+    Parameters
+    ----------
+    spec : JobSpec
+        The job. Of its settings: python, prologue, environment, container, directory.
+    folder : pathlib.Path
+        Its run folder.
+    worker : pathlib.Path
+        The worker's folder, see :attr:`jupyter_hybrid.storage.Storage.worker`.
+    attempt : int
+        Round.
+    first : int
+        Number of the first batch of the submission.
+    index_variable : str
+        Variable with the array index, which the scheduler sets.
+    """
+    settings = spec.settings
+    python = settings["python"]
+    directory = settings.get("directory") or str(folder)
+    lines = [
+        "#!/bin/bash",
+        f"# jupyter_hybrid job {spec.id}, attempt {attempt}: {json.dumps(spec.name)}",
+        f"export HYBRID_ID={quote(spec.id)} HYBRID_FOLDER={quote(str(folder))} HYBRID_ATTEMPT={attempt}",
+        f'export HYBRID_NATIVE_ID="{_NATIVE}"',
+        f"export HYBRID_BATCH=$(({first} + ${{{index_variable}:-0}}))",
+        'cd "$HYBRID_FOLDER" || exit 73  # the storage cannot be seen from this node',
+        f"cd {quote(directory)} || echo 'jupyter_hybrid: this folder is not on the node' >&2",
+    ]
+    lines += [f"export {name}={quote(value)}" for name, value in settings.get("environment", {}).items()]
+    lines += settings.get("prologue", ())
+    command = [quote(python)]
+    container = settings.get("container")
+    if container:
+        binds = [str(folder.parent), directory, *container.get("bind", ())]
+        options = " ".join(f"--bind {quote(bind)}" for bind in dict.fromkeys(binds))
+        command = [container["kind"], "exec", options, quote(container["image"]), *command]
+    missing = f"{container['kind'] if container else python} is not there on the node: set 'python:' of the pool"
+    lines += [
+        f"command -v {command[0]} > /dev/null || {{  # said in the run folder, where the notebook finds it",
+        f"  echo {quote(missing)} >&2",
+        '  printf \'{"e":"end","t":%s,"why":"infrastructure","err":%s}\\n\' "$(date +%s)" '
+        + quote(json.dumps(missing))
+        + " \\",
+        '    >> "$HYBRID_FOLDER/status/$HYBRID_BATCH.jsonl"',
+        "  exit 70",
+        "}",
+        f'exec {" ".join(command)} {quote(str(worker))} {quote(str(folder))} {attempt} "$HYBRID_BATCH"',
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,405 @@
+"""The program that runs one batch on a node.
+
+It is copied to the pool's storage with ``frames.py`` and ``cellrun.py`` and started there as
+``python <storage>/.worker/<hash> <run folder> <attempt> <batch>``; the package need not be installed on the node. Only
+the standard library is imported at the start. Syntax of Python 3.8, so that an older Python gets as far as saying so.
+
+Files it reads: ``spec.json``, ``attempt-<n>.json``, ``payload.bin``, ``items.bin``. Files it writes:
+
+``status/<batch>.owner``
+    Native id of the submission that runs the batch; a second submission of the same batch finds it and ends.
+``status/<batch>.jsonl``
+    One line an event: ``start``, ``claim``, ``run``, ``done``, ``beat``, ``end``.
+``results/<batch>.part``, then ``.bin``
+    Frames of each task as it ends; renamed when the batch has ended.
+``outputs/<batch>.jsonl``
+    What a cell displayed, one nbformat output a line.
+``claims/<attempt>-<k>``
+    Exclusive claim of the k-th share of a pulled array.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+
+BEAT = 10.0  # seconds between heartbeats
+SHOWN_AFTER = 0.2  # seconds after which a task that still runs is written down as running
+MARGIN = 5.0  # seconds kept free before the walltime
+
+
+class Terminated(BaseException):
+    """SIGTERM reached the batch."""
+
+
+class ScriptFailed(Exception):
+    """A script ended with a status other than 0."""
+
+
+def shares(count, batches):
+    """Yield (start, stop) of the shares into which a pulled array is cut, largest first.
+
+    Guided self-scheduling (Polychronopoulos and Kuck, 1987): each share is half of an equal part of what is left.
+    """
+    start = 0
+    while start < count:
+        size = max(1, (count - start) // (2 * batches))
+        yield start, start + size
+        start += size
+
+
+def flatten(ranges):
+    """Return the task numbers of a list of [start, stop) pairs."""
+    return [task for start, stop in ranges for task in range(start, stop)]
+
+
+class Batch:
+    """One run of one batch: its files, its heart, its tasks."""
+
+    def __init__(self, folder, attempt, batch, frames):
+        self.folder, self.attempt, self.batch, self.frames = folder, attempt, batch, frames
+        self.spec = self.read_json("spec.json")
+        self.plan = self.read_json("attempt-%d.json" % attempt)
+        self.native = os.environ.get("HYBRID_NATIVE_ID", "")
+        self.started = time.monotonic()
+        self.longest = 0.0
+        self.stop = ""  # why no further task is started
+        self.current = None  # (task, start) of the running one
+        self.shown = None
+        self.failed = 0
+        self.lock = threading.Lock()
+        self.ended = threading.Event()
+        self.status_file = -1
+        self.outputs_file = -1
+        self.writer = None
+
+    def path(self, *parts):
+        return os.path.join(self.folder, *parts)
+
+    def read_json(self, *parts):
+        with open(self.path(*parts)) as file:
+            return json.load(file)
+
+    # --- status -------------------------------------------------------------------------------------------------
+
+    def say(self, event, **fields):
+        """Append one line to the status file by a single write."""
+        line = json.dumps(dict(e=event, t=time.time(), **fields), separators=(",", ":")) + "\n"
+        os.write(self.status_file, line.encode())
+
+    def own(self):
+        """Return whether this submission may run the batch, and whether it has run before."""
+        path = self.path("status", "%d.owner" % self.batch)
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except FileExistsError:
+            with open(path) as file:
+                owner = file.read()
+            # An owner file without content: its writer died between two system calls; only one restart gets here.
+            return owner in (self.native, ""), True
+        os.write(descriptor, self.native.encode())
+        os.fsync(descriptor)
+        os.close(descriptor)
+        return True, False
+
+    def beat(self):
+        """Write heartbeats until the batch has ended, and bring what is written to the storage."""
+        last = time.monotonic()
+        while not self.ended.wait(SHOWN_AFTER):
+            now = time.monotonic()
+            current = self.current
+            with self.lock:
+                if self.ended.is_set():
+                    return
+                if current is not None and current != self.shown and now - current[1] > SHOWN_AFTER:
+                    self.shown = current
+                    self.say("run", task=current[0])
+                if now - last >= BEAT:
+                    last = now
+                    self.say("beat", rss=peak_memory(), task=None if current is None else current[0])
+                    os.fsync(self.status_file)
+            with contextlib.suppress(OSError):
+                self.writer.sync()
+
+    # --- tasks --------------------------------------------------------------------------------------------------
+
+    def tasks(self, done):
+        """Yield the numbers of the tasks that this batch runs, in order."""
+        everything = flatten(self.plan["tasks"])
+        if not self.plan["pull"]:
+            position = self.batch - self.plan["first"]
+            size = self.plan["size"]
+            mine = everything[position * size : (position + 1) * size]
+            for task in mine:
+                if task not in done:
+                    yield task
+            return
+        for number, (start, stop) in enumerate(shares(len(everything), self.plan["batches"])):
+            if self.stop:
+                return
+            if self.claim(number):
+                self.say("claim", a=start, b=stop)
+                for task in everything[start:stop]:
+                    if task not in done:
+                        yield task
+
+    def claim(self, number):
+        """Return whether a share is this batch's own: claimed now, or by its own earlier run."""
+        path = self.path("claims", "%d-%d" % (self.attempt, number))
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except FileExistsError:
+            if not self.restarted:
+                return False
+            with open(path) as file:
+                return file.read() == str(self.batch)
+        os.write(descriptor, str(self.batch).encode())
+        os.close(descriptor)
+        return True
+
+    def time_left(self):
+        limit = self.plan["resources"].get("time")
+        return float("inf") if limit is None else limit - MARGIN - (time.monotonic() - self.started)
+
+    def run(self, restarted):
+        """Run the tasks of the batch and return the exit status."""
+        self.restarted = restarted
+        frames, part = self.frames, self.path("results", "%d.part" % self.batch)
+        done = set()
+        if restarted and os.path.exists(self.path("results", "%d.bin" % self.batch)):
+            return 0  # it had ended already
+        if restarted and os.path.exists(part):
+            self.writer = frames.Writer.resume(part)
+            for entry in self.writer.entries:
+                done.add(entry.task)
+                self.say_done(entry, 0.0, "" if entry.kind == frames.VALUE else "failed before the restart", (0, 0))
+        else:
+            self.writer = frames.Writer(part)
+        threading.Thread(target=self.beat, daemon=True).start()
+        why = "done"
+        try:
+            call, items = self.prepare()
+            for task in self.tasks(done):
+                if self.stop:
+                    why = self.stop
+                    break
+                if self.longest and self.longest > self.time_left():
+                    why = "walltime"
+                    break
+                self.run_task(task, call, items)
+            else:
+                why = self.stop or why
+        except Terminated:
+            why = "terminated"
+        with self.lock:
+            self.ended.set()
+            self.writer.finish(self.path("results", "%d.bin" % self.batch))
+            self.say("end", why=why, cpu=cpu_seconds(), rss=peak_memory(), failed=self.failed)
+            os.fsync(self.status_file)
+        return {"done": 1 if self.failed else 0, "walltime": 75, "terminated": 143}[why]
+
+    def run_task(self, task, call, items):
+        frames = self.frames
+        start = time.monotonic()
+        log_start = log_position()
+        self.current = (task, start)
+        error = ""
+        try:
+            value = call(task, items(task))
+            kind, data = frames.VALUE, self.encode_value(value)
+            del value
+        except Terminated:
+            raise
+        except BaseException as problem:  # noqa: BLE001  whatever the user's code raises is its result
+            kind, (error, data) = frames.ERROR, self.encode_error(problem)
+            self.failed += 1
+        self.current = None
+        flush()
+        seconds = time.monotonic() - start
+        self.longest = max(self.longest, seconds)
+        entry = self.writer.append(task, kind, data)
+        with self.lock:
+            self.say_done(entry, seconds, error, (log_start, log_position()))
+
+    def say_done(self, entry, seconds, error, log):
+        fields = dict(task=entry.task, o=entry.offset, l=entry.length, c=entry.checksum, s=round(seconds, 6))
+        if error:
+            fields["err"] = error
+        if log[1] != log[0]:
+            fields["log"] = log
+        self.say("done", **fields)
+
+    def encode_value(self, value):
+        try:
+            return self.frames.encode(value)
+        except Exception as problem:
+            kind = type(value).__module__ + "." + type(value).__qualname__
+            message = "the result, a %s, cannot be pickled: %s" % (kind, problem)
+            raise TypeError(message) from problem
+
+    def encode_error(self, problem):
+        """Return the first line of an exception and its frames: the exception itself, its text and traceback."""
+        text = "".join(traceback.format_exception(type(problem), problem, own_frames(problem.__traceback__)))
+        line = traceback.format_exception_only(type(problem), problem)[-1].strip()[:500]
+        if not isinstance(problem, ScriptFailed):
+            sys.stderr.write(text)
+        problem = problem.with_traceback(None)
+        try:
+            data = self.frames.encode((problem, line, text))
+            self.frames.decode([bytes(frame) for frame in data])
+        except Exception:  # noqa: BLE001  an exception that does not pickle travels as text
+            data = self.frames.encode((None, line, text))
+        return line, data
+
+    # --- payloads -----------------------------------------------------------------------------------------------
+
+    def prepare(self):
+        """Return the callable of (task, item) and the reader of items."""
+        frames = self.frames
+        directory = self.spec["settings"].get("directory") or self.folder
+        if directory not in sys.path:
+            sys.path.insert(0, directory)
+        if self.spec["kind"] == "script":
+            call = self.call_script
+        else:
+            payload = frames.Reader(self.path("payload.bin")).load(0)
+            if self.spec["kind"] == "cell":
+                call = self.cell_caller(payload)
+            else:
+                function, arguments, keywords = payload
+
+                def call(task, item):
+                    return function(*arguments, *item, **keywords)
+
+        path = self.path("items.bin")
+        if not os.path.exists(path):
+            return call, lambda task: ()
+        reader = frames.Reader(path)
+        return call, reader.load
+
+    def cell_caller(self, payload):
+        from hybrid_cellrun import run_cell
+
+        flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY
+        self.outputs_file = os.open(self.path("outputs", "%d.jsonl" % self.batch), flags, 0o600)
+
+        def call(task, item):
+            def emit(output):
+                line = json.dumps({"task": task, "t": time.time(), "output": output}) + "\n"
+                os.write(self.outputs_file, line.encode())
+
+            return run_cell(payload, item or {}, emit)
+
+        return call
+
+    def call_script(self, task, item):
+        import subprocess
+
+        environment = dict(os.environ)
+        index, variables = item or (0, {})
+        environment.update({name: str(value) for name, value in variables.items()})
+        environment["HYBRID_ARRAY_INDEX"] = str(index)
+        if self.spec["array"]:
+            for name in ("SLURM_ARRAY_TASK_ID", "PBS_ARRAY_INDEX", "PBS_ARRAYID"):
+                environment[name] = str(index)
+        flush()
+        command = [self.path("payload.sh"), *self.spec["settings"].get("arguments", ())]
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+        try:
+            code = process.wait()
+        except Terminated:
+            process.terminate()
+            process.wait()
+            raise
+        if code != 0:
+            ended = "was killed by signal %d" % -code if code < 0 else "exited with status %d" % code
+            raise ScriptFailed("the script " + ended)
+        return code
+
+
+def flush():
+    """Bring standard output and standard error to the log."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
+def log_position():
+    """Return the size of the log so far, in bytes."""
+    flush()
+    try:
+        return os.fstat(1).st_size
+    except OSError:
+        return 0
+
+
+def own_frames(trace):
+    """Return a traceback without the frames of this program."""
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return trace
+
+
+def peak_memory():
+    """Return the largest resident size of this process and its ended children, in bytes."""
+    return 1024 * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def cpu_seconds():
+    """Return the cpu time of this process and its ended children."""
+    return round(sum(sum(resource.getrusage(w)[:2]) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)), 3)
+
+
+def main(argv: "list[str]") -> int:
+    """Run one batch; return the exit status of the process."""
+    import hybrid_frames
+
+    # The worker's own folder comes last: it must not shadow the user's modules.
+    own = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [entry for entry in sys.path if entry != own] + [own]
+    batch = Batch(argv[0], int(argv[1]), int(argv[2]), hybrid_frames)
+    mine, restarted = batch.own()
+    if not mine:
+        print("jupyter_hybrid: batch %d is run by another submission; nothing to do" % batch.batch)
+        return 0
+    flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY
+    batch.status_file = os.open(batch.path("status", "%d.jsonl" % batch.batch), flags, 0o600)
+    version = "%d.%d" % sys.version_info[:2]
+
+    def refuse(message):
+        sys.stderr.write("jupyter_hybrid: %s\n" % message)
+        batch.say("end", why="infrastructure", err=message)
+        return 70
+
+    wanted = batch.spec["versions"].get("python", version)
+    if batch.spec["kind"] != "script" and ".".join(wanted.split(".")[:2]) != version:
+        return refuse(
+            "the worker's Python is %s (%s on %s), the submitting kernel's is %s: set 'python:' of the pool to a Python %s"
+            % (version, sys.executable, socket.gethostname(), wanted, ".".join(wanted.split(".")[:2]))
+        )
+
+    def terminate(number, frame):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    def warn(number, frame):
+        batch.stop = "walltime"
+
+    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGUSR2, warn)
+    batch.say("start", host=socket.gethostname(), pid=os.getpid(), python=sys.version.split()[0], native=batch.native)
+    try:
+        return batch.run(restarted)
+    except Terminated:
+        batch.say("end", why="terminated")
+        return 143
+    except Exception as problem:  # noqa: BLE001  said to the user, not lost in a log
+        traceback.print_exc()
+        line = traceback.format_exception_only(type(problem), problem)[-1].strip()
+        return refuse("the worker could not run the batch: " + line)
