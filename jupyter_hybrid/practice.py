@@ -280,9 +280,10 @@ def slurm_up(
     path.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         if (path / RECORD).exists():
-            running = slurm_load(path)
-            if running.status()["up"]:
-                return running
+            with contextlib.suppress(HybridError):  # an interrupted start may have left half a record
+                running = slurm_load(path)
+                if running.status()["up"]:
+                    return running
             end_all(cluster.conf, name)
         elif any(path.iterdir()):
             raise HybridError(f"folder {path} is not empty and holds no practice cluster; give another one")
@@ -309,7 +310,7 @@ def slurm_load(name: str | os.PathLike[str] = "practice") -> PracticeSlurm:
     folder = Path(text).absolute() if os.sep in text else _default_folder(text)
     try:
         record = json.loads((folder / RECORD).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         start = "start one with: jupyter hybrid practice slurm up"
         raise HybridError(f"there is no practice cluster in {folder}; {start}") from None
     return PracticeSlurm(**{**record, "folder": Path(record["folder"])})

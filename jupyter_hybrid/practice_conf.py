@@ -25,11 +25,14 @@ def write_files(
 ) -> None:
     """Empty a cluster's folder and write what its daemons need; see :func:`jupyter_hybrid.practice.slurm_up`."""
     folder = cluster.folder
+    # First and kept throughout: a folder without it is taken for somebody's own and is not touched.
+    (folder / RECORD).write_text(json.dumps({**asdict(cluster), "folder": str(folder)}))
     for entry in folder.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != RECORD:
+            entry.unlink()
     folder.chmod(0o755)
-    record = {**asdict(cluster), "folder": str(folder)}
-    (folder / RECORD).write_text(json.dumps(record))
     for name in ("log", "state", *cluster.node_names):
         (folder / name).mkdir()
     _private(folder / "munge.key", os.urandom(1024))
