@@ -30,7 +30,7 @@ class Outputs:
     """Passes the outputs of the running cell on, in order, from any thread of this process."""
 
     def __init__(self) -> None:
-        self.emit: Callable[[dict[str, Any]], None | None] = None
+        self.emit: Callable[[dict[str, Any]], None] | None = None
         self.lock = threading.RLock()
         self.name = ""
         self.pending: list[str] = []

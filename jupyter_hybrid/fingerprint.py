@@ -8,6 +8,7 @@ do: bytecode, constants, defaults, closure, and the globals they read; never by 
 from __future__ import annotations
 
 import ast
+import collections
 import enum
 import functools
 import os
@@ -31,6 +32,9 @@ _CLASS_SKIP = _CLASS_NOISE | {
     *("__annotations_cache__", "__annotate__", "_abc_impl", "__type_params__", "__classdictcell__"),
 }
 _PYTHON = "{}.{}".format(*sys.version_info[:2])
+
+
+_CACHED: Any = type(functools.lru_cache(print))
 
 
 class UncacheableError(HybridError):
@@ -179,7 +183,7 @@ class _Fingerprinter:
             for done in list(self.open)[first:]:
                 del self.open[done]
         else:
-            self.open[key] = (first if len(self.open) == first else len(self.open), low)
+            self.open[key] = (len(self.open), low)
             self.low[-1] = min(self.low[-1], low)
         return digest
 
@@ -191,7 +195,7 @@ class _Fingerprinter:
         if kind is dict or kind is types.MappingProxyType:
             return self.mapping("dict", obj)
         if isinstance(obj, (set, frozenset)):
-            state = [] if kind in (set, frozenset) else [self.visit(kind), self.visit(vars(obj))]
+            state = [] if kind in (set, frozenset) else [self.visit(kind), self.visit(getattr(obj, "__dict__", None))]
             return _join(kind.__name__, *state, *sorted(self.standalone(part) for part in obj))
         if isinstance(obj, types.CodeType):
             return self.code(obj)
@@ -214,8 +218,8 @@ class _Fingerprinter:
             return _join("property", *(self.visit(part) for part in (obj.fget, obj.fset, obj.fdel)))
         if isinstance(obj, (types.MemberDescriptorType, types.GetSetDescriptorType)):
             return _join("slot", obj.__name__.encode())
-        if isinstance(obj, functools._lru_cache_wrapper):
-            return _join("cached", self.visit(obj.__wrapped__), self.visit(obj.cache_parameters()))  # type: ignore[attr-defined]
+        if isinstance(obj, _CACHED):
+            return _join("cached", self.visit(obj.__wrapped__), self.visit(obj.cache_parameters()))
         if kind is PickleBuffer:
             return _join("buffer", xxh3_128_digest(obj.raw()))
         if kind.__module__.partition(".")[0] in ("numpy", "pandas"):
@@ -228,7 +232,7 @@ class _Fingerprinter:
         return _join(tag, *(self.visit(part, f"[{number}]") for number, part in enumerate(parts)))
 
     def mapping(self, tag: str, items: Mapping[Any, Any]) -> bytes:
-        """The order of insertion does not count."""
+        """Hash a mapping; the order of insertion does not count."""
         ordered = sorted(((self.standalone(key), key) for key in items), key=lambda entry: entry[0])
         return _join(tag, *(digest + self.visit(items[key], f"[{key!r:.40}]") for digest, key in ordered))
 
@@ -248,16 +252,14 @@ class _Fingerprinter:
             constants[0] = None
         for index in _noise(code):
             constants[index] = None
+        tables = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
         return _join(
             "code",
             code.co_code,
             getattr(code, "co_exceptiontable", b""),
             b"%d %d %d" % (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount),
             b"%d" % (code.co_flags & ~_HAS_DOCSTRING),
-            *(
-                "\0".join(names).encode()
-                for names in (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-            ),
+            *("\0".join(names).encode() for names in tables),
             *(self.visit(constant) for constant in constants),
         )
 
@@ -293,7 +295,7 @@ class _Fingerprinter:
         )
 
     def module(self, module: types.ModuleType) -> bytes:
-        """A module beside the notebook counts by its source and that of its like that it uses, others by version."""
+        """Hash the user's own module by its source and that of the own modules it uses, another by name and version."""
         path = _own_source(module)
         if path is None:
             return _join("module", module.__name__.encode(), _version(module.__name__).encode())
@@ -302,12 +304,12 @@ class _Fingerprinter:
                 source = ast.dump(ast.parse(file.read())).encode()
         except (OSError, SyntaxError, ValueError) as error:
             raise UncacheableError(f"{self.where()}: the module {module.__name__!r} cannot be read: {error}") from error
-        used = {}
+        used: dict[str, types.ModuleType] = {}
         for value in list(vars(module).values()):
             name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
             other = sys.modules.get(name) if isinstance(name, str) else None
             if other is not None and other is not module and _own_source(other) is not None:
-                used[name] = other
+                used[other.__name__] = other
         return _join("module", module.__name__.encode(), source, *(self.visit(used[name]) for name in sorted(used)))
 
     def named(self, obj: Any) -> bytes:
@@ -335,15 +337,12 @@ class _Fingerprinter:
         if kind in (pandas.Series, pandas.Index):
             index = [self.visit(obj.index, ".index")] if kind is pandas.Series else []
             return _join(kind.__name__, self.visit(obj.name), self.visit(obj.array), *index)
-        if (
-            isinstance(obj, pandas.arrays.NumpyExtensionArray)
-            and type(obj.dtype) is pandas.arrays.NumpyExtensionArray(numpy.zeros(0)).dtype.__class__
-        ):
+        if kind.__name__ == "NumpyExtensionArray":
             return self.visit(obj.to_numpy())
-        if isinstance(obj.__dict__.get("dtype") if False else getattr(obj, "dtype", None), pandas.StringDtype):
+        if isinstance(getattr(obj, "dtype", None), pandas.StringDtype):
             missing = numpy.asarray(obj.isna())
-            texts = obj.astype(object)
-            return _join("strings", repr(obj.dtype).encode(), _array_bytes(missing), self.row("", texts[~missing]))
+            texts = pandas.util.hash_array(numpy.asarray(obj[~missing], dtype=object), categorize=False)
+            return _join("strings", repr(obj.dtype).encode(), _array_bytes(missing), _array_bytes(texts))
         return None
 
     def reduced(self, obj: Any, kind: type) -> bytes:
@@ -359,6 +358,7 @@ class _Fingerprinter:
         if isinstance(saved, str):
             owner = getattr(obj, "__module__", None) or kind.__module__
             return _join("global", owner.encode(), saved.encode(), _version(owner).encode())
+        ordered = isinstance(obj, collections.OrderedDict)
         function, arguments, state, items, pairs = (*saved, None, None, None)[:5]
         return _join(
             "object",
@@ -366,7 +366,7 @@ class _Fingerprinter:
             self.row("", arguments),
             self.attributes(state),
             self.row("", list(items)) if items is not None else b"",
-            self.mapping("", dict(pairs)) if pairs is not None else b"",
+            (self.row("", list(pairs)) if ordered else self.mapping("", dict(pairs))) if pairs is not None else b"",
         )
 
     def attributes(self, state: Any) -> bytes:
@@ -416,8 +416,7 @@ def _array_bytes(array: Any) -> bytes:
     if array.flags.c_contiguous:
         return xxh3_128_digest(array.reshape(-1).view(numpy.uint8))
     hasher = xxh3_128()
-    flags = ["external_loop", "buffered", "zerosize_ok"]
-    for block in numpy.nditer(array, flags=flags, order="C", buffersize=1 << 16):
+    for block in numpy.nditer(array, flags=["external_loop", "buffered"], order="C", buffersize=1 << 16):
         hasher.update(numpy.ascontiguousarray(block).view(numpy.uint8))
     return hasher.digest()
 
@@ -443,13 +442,14 @@ def _defaults(function: types.FunctionType) -> dict[str, Any]:
 
 
 def _closure(function: types.FunctionType) -> dict[str, Any]:
-    found = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            found[name] = cell.cell_contents
-        except ValueError:  # not assigned yet
-            found[name] = None
-    return found
+    return dict(zip(function.__code__.co_freevars, map(_contents, function.__closure__ or ()), strict=True))
+
+
+def _contents(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
 
 
 def _globals(function: types.FunctionType) -> dict[str, Any]:
@@ -480,7 +480,7 @@ def _installed_roots() -> tuple[str, ...]:
 def _own_source(module: types.ModuleType) -> str | None:
     """Return the source file of a module that is the user's own: not installed, not built in."""
     path = getattr(module, "__file__", None)
-    if not isinstance(path, str) or not path.endswith(".py") or "site-packages" in path:
+    if not isinstance(path, str) or not path.endswith(".py") or "-packages" + os.sep in path:
         return None
     path = os.path.realpath(path)
     return None if path.startswith(_installed_roots()) else path
