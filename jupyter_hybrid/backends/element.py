@@ -17,8 +17,8 @@ class Element:
     """One running array element, or plain job.
 
     `file` is where its shim writes, and the mark of its processes. `clock` is its monotonic start: neither a jump of
-    the wall clock nor a suspended laptop uses up walltime. `ending` is why it is made to end, `signalled` whether it was
-    told so; `watch` is a descriptor that becomes readable when the shim ends.
+    the wall clock nor a suspended laptop uses up walltime. `ending` is why it is made to end, `signalled` whether it
+    was told so; `watch` is a descriptor that becomes readable when the shim ends.
     """
 
     request: Request

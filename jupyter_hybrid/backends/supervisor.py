@@ -62,6 +62,7 @@ class Supervisor:
         self.shims: dict[int, tuple[str, int | None]] = {}
         self.newest, self.version, self.changed = 0, -1, True
         self.sample_at = self.retry_at = 0.0
+        self.sweep = True  # something may be left over of an element that has ended
 
     def serve(self) -> None:
         """Work until idle. A submission that comes while it ends is seen by it, or starts the next one."""
@@ -86,7 +87,7 @@ class Supervisor:
                 self._sample()
                 for element in self._record():
                     self._start(element)
-                working = bool(self.running) or alive(self.database)
+                working = bool(self.running) or self.sweep or alive(self.database)
             except sqlite3.OperationalError as error:  # a full disk, or locked for very long
                 log(f"database: {error}; trying again")
                 self._forget()
@@ -232,8 +233,9 @@ class Supervisor:
     def _sample(self) -> None:
         """Measure memory and cpu time, and kill what is left over of elements that have ended."""
         begin = time.monotonic()
-        if begin < self.sample_at or not self.shims:
+        if begin < self.sample_at or not (self.running or self.sweep):
             return
+        self.sweep = False
         by_file = {element.file: element for element in self.running.values()}
         for file, members in self.census.take(self.shims).items():
             element = by_file.get(file)
@@ -241,6 +243,7 @@ class Supervisor:
                 self._measure(element, members, begin)
             elif os.path.dirname(file) == str(self.runs):
                 proctree.send(signal.SIGKILL, members, file)
+                self.sweep = True  # once more, for what was forked meanwhile
         self.shims = {pid: known for pid, known in self.shims.items() if known[1] is None}
         limited = any(element.request.memory is not None for element in self.running.values())
         now = time.monotonic()
@@ -302,7 +305,8 @@ class Supervisor:
             element.child.returncode = os.waitstatus_to_exitcode(status)
             element.cpu = max(element.cpu, usage.ru_utime + usage.ru_stime)
         if element.pid is not None:
-            # Kept until the next sample, which finds what is left over of its session.
+            # Kept until the next sample, which ends what is left over of its session.
+            self.sweep = True
             self.shims[element.pid] = (element.file, proctree.boot_ticks())
             self.sample_at = min(self.sample_at, time.monotonic() + 0.5)
 
@@ -378,7 +382,7 @@ class Supervisor:
             self.changed = True
 
     def _deadlines(self, now: float, busy: float) -> Iterator[float]:
-        if self.shims:
+        if self.running or self.sweep:
             yield self.sample_at
         if self.retry_at > now:
             yield self.retry_at
