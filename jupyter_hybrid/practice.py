@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import HybridError
-from .spec import parse_memory
 from .practice_conf import RECORD, user, write_files
 from .practice_processes import children, end, end_all, find_processes, role
 from .process import CommandTimeout, Completed, run, spawn
+from .spec import parse_memory
 
 _START_TIMEOUT = 120.0
 _COMMANDS = ("munged", "slurmctld", "slurmd", "sinfo", "sbatch", "squeue", "scancel", "scontrol")
@@ -227,6 +227,7 @@ def slurm_up(
     folder: str | os.PathLike[str] | None = None,
     accounting: bool = False,
     preemption: bool = False,
+    cgroups: bool = False,
     settings: Mapping[str, str | int] | None = None,
     extra_conf: str = "",
     register: bool = True,
@@ -251,6 +252,9 @@ def slurm_up(
         Whether to run slurmdbd with a private MariaDB.
     preemption : bool
         Whether to add the partitions ``low`` and ``high``: jobs of ``high`` requeue those of ``low``.
+    cgroups : bool
+        Whether the kernel enforces memory limits, so that Slurm itself reports ``OUT_OF_MEMORY``; needs root, and no
+        other such cluster on the machine. Otherwise Slurm looks once a second, and a killed job is ``FAILED``, 0:9.
     settings : mapping, optional
         Settings of slurm.conf on top of the practice cluster's own, e.g. ``{"MaxArraySize": 101}``.
     extra_conf : str
@@ -288,7 +292,7 @@ def slurm_up(
         elif any(path.iterdir()):
             raise HybridError(f"folder {path} is not empty and holds no practice cluster; give another one")
         try:
-            write_files(cluster, megabytes, preemption, settings or {}, extra_conf)
+            write_files(cluster, megabytes, preemption, cgroups, settings or {}, extra_conf)
             cluster.start()
             if register:
                 _register(cluster)

@@ -21,7 +21,12 @@ RECORD = "practice.json"
 
 
 def write_files(
-    cluster: PracticeSlurm, megabytes: int, preemption: bool, settings: Mapping[str, str | int], extra_conf: str
+    cluster: PracticeSlurm,
+    megabytes: int,
+    preemption: bool,
+    cgroups: bool,
+    settings: Mapping[str, str | int],
+    extra_conf: str,
 ) -> None:
     """Empty a cluster's folder and write what its daemons need; see :func:`jupyter_hybrid.practice.slurm_up`."""
     folder = cluster.folder
@@ -51,6 +56,10 @@ def write_files(
             "PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE MaxTime=7-00:00:00 State=UP",
             "PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=7-00:00:00 State=UP",
         ]
+    if cgroups:
+        values |= {"TaskPlugin": "task/cgroup", "JobAcctGatherParams": "NoShared"}
+        limits: dict[str, str | int] = {"ConstrainRAMSpace": "yes", "ConstrainSwapSpace": "yes", "AllowedSwapSpace": 0}
+        (folder / "cgroup.conf").write_text(_lines(limits))
     machine = [
         f"NodeName={node} NodeHostname={_host()} NodeAddr=127.0.0.1 Port={port} "
         f"CPUs={cluster.cpus} RealMemory={megabytes}"
