@@ -181,6 +181,8 @@ class Writer:
         The partial file.
     resume : bool
         Keep the whole records of an existing file, and cut off what is behind them; it is emptied otherwise.
+    portable : bool
+        Use the standard library's checksum, for a reader that may not have xxhash.
 
     Attributes
     ----------
@@ -188,11 +190,11 @@ class Writer:
         The records written so far.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, resume: bool = False, portable: bool = False) -> None:
         self.path = os.fspath(path)
         self.entries: list[Entry] = []
         self._frames: list[int] = []
-        self._algorithm = _BLAKE2 if xxh3_64 is None else _XXH3
+        self._algorithm = _BLAKE2 if portable or xxh3_64 is None else _XXH3
         self._data = _hasher(self._algorithm, self.path)
         self._end = 0
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if resume else os.O_TRUNC)
@@ -329,7 +331,7 @@ class Writer:
 
 
 def write_file(path: str | os.PathLike[str], records: Iterable[tuple[int, int, Sequence[Any]]]) -> int:
-    """Write a whole file at once, complete or not at all; return its checksum.
+    """Write a whole file at once, complete or not at all; return its checksum. Any node can read it.
 
     Parameters
     ----------
@@ -341,7 +343,7 @@ def write_file(path: str | os.PathLike[str], records: Iterable[tuple[int, int, S
     folder, name = os.path.split(os.fspath(path))
     partial = os.path.join(folder, f".{name}.{os.urandom(6).hex()}.tmp")
     try:
-        with Writer(partial) as writer:
+        with Writer(partial, portable=True) as writer:
             for task, kind, frames in records:
                 writer.append(task, kind, frames)
             return writer.finish(path)

@@ -18,6 +18,8 @@ Files it reads: ``spec.json``, ``attempt-<n>.json``, ``payload.bin``, ``items.bi
     Exclusive claim of the k-th share of a pulled array.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -28,6 +30,9 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType, TracebackType
+from typing import Any
 
 BEAT = 10.0  # seconds between heartbeats
 SHOWN_AFTER = 0.2  # seconds after which a task that still runs is written down as running
@@ -42,7 +47,7 @@ class ScriptFailed(Exception):
     """A script ended with a status other than 0."""
 
 
-def shares(count, batches):
+def shares(count: int, batches: int) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) of the shares into which a pulled array is cut, largest first.
 
     Guided self-scheduling (Polychronopoulos and Kuck, 1987): each share is half of an equal part of what is left.
@@ -54,48 +59,49 @@ def shares(count, batches):
         start += size
 
 
-def flatten(ranges):
+def flatten(ranges: Sequence[Sequence[int]]) -> list[int]:
     """Return the task numbers of a list of [start, stop) pairs."""
     return [task for start, stop in ranges for task in range(start, stop)]
 
 
-class Batch:
+class _Batch:
     """One run of one batch: its files, its heart, its tasks."""
 
-    def __init__(self, folder, attempt, batch, frames):
+    def __init__(self, folder: str, attempt: int, batch: int, frames: Any) -> None:
         self.folder, self.attempt, self.batch, self.frames = folder, attempt, batch, frames
         self.spec = self.read_json("spec.json")
-        self.plan = self.read_json("attempt-%d.json" % attempt)
+        self.plan = self.read_json(f"attempt-{attempt}.json")
         self.native = os.environ.get("HYBRID_NATIVE_ID", "")
         self.started = time.monotonic()
         self.longest = 0.0
         self.stop = ""  # why no further task is started
-        self.current = None  # (task, start) of the running one
-        self.shown = None
+        self.current: tuple[int, float] | None = None  # task and start of the running one
+        self.shown: tuple[int, float] | None = None
         self.failed = 0
         self.lock = threading.Lock()
         self.ended = threading.Event()
         self.status_file = -1
         self.outputs_file = -1
-        self.writer = None
+        self.writer: Any = None
+        self.restarted = False
 
-    def path(self, *parts):
+    def path(self, *parts: str) -> str:
         return os.path.join(self.folder, *parts)
 
-    def read_json(self, *parts):
+    def read_json(self, *parts: str) -> Any:
         with open(self.path(*parts)) as file:
             return json.load(file)
 
     # --- status -------------------------------------------------------------------------------------------------
 
-    def say(self, event, **fields):
+    def say(self, event: str, **fields: Any) -> None:
         """Append one line to the status file by a single write."""
-        line = json.dumps(dict(e=event, t=time.time(), **fields), separators=(",", ":")) + "\n"
+        line = json.dumps({"e": event, "t": time.time(), **fields}, separators=(",", ":")) + "\n"
         os.write(self.status_file, line.encode())
 
-    def own(self):
+    def own(self) -> tuple[bool, bool]:
         """Return whether this submission may run the batch, and whether it has run before."""
-        path = self.path("status", "%d.owner" % self.batch)
+        path = self.path("status", f"{self.batch}.owner")
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         except FileExistsError:
@@ -108,7 +114,7 @@ class Batch:
         os.close(descriptor)
         return True, False
 
-    def beat(self):
+    def beat(self) -> None:
         """Write heartbeats until the batch has ended, and bring what is written to the storage."""
         last = time.monotonic()
         while not self.ended.wait(SHOWN_AFTER):
@@ -129,7 +135,7 @@ class Batch:
 
     # --- tasks --------------------------------------------------------------------------------------------------
 
-    def tasks(self, done):
+    def tasks(self, done: set[int]) -> Iterator[int]:
         """Yield the numbers of the tasks that this batch runs, in order."""
         everything = flatten(self.plan["tasks"])
         if not self.plan["pull"]:
@@ -149,9 +155,9 @@ class Batch:
                     if task not in done:
                         yield task
 
-    def claim(self, number):
+    def claim(self, number: int) -> bool:
         """Return whether a share is this batch's own: claimed now, or by its own earlier run."""
-        path = self.path("claims", "%d-%d" % (self.attempt, number))
+        path = self.path("claims", f"{self.attempt}-{number}")
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         except FileExistsError:
@@ -163,16 +169,16 @@ class Batch:
         os.close(descriptor)
         return True
 
-    def time_left(self):
+    def time_left(self) -> float:
         limit = self.plan["resources"].get("time")
         return float("inf") if limit is None else limit - MARGIN - (time.monotonic() - self.started)
 
-    def run(self, restarted):
+    def run(self, restarted: bool) -> int:
         """Run the tasks of the batch and return the exit status."""
         self.restarted = restarted
-        frames, part = self.frames, self.path("results", "%d.part" % self.batch)
-        done = set()
-        if restarted and os.path.exists(self.path("results", "%d.bin" % self.batch)):
+        frames, part = self.frames, self.path("results", f"{self.batch}.part")
+        done: set[int] = set()
+        if restarted and os.path.exists(self.path("results", f"{self.batch}.bin")):
             return 0  # it had ended already
         if restarted and os.path.exists(part):
             self.writer = frames.Writer.resume(part)
@@ -199,12 +205,12 @@ class Batch:
             why = "terminated"
         with self.lock:
             self.ended.set()
-            self.writer.finish(self.path("results", "%d.bin" % self.batch))
+            self.writer.finish(self.path("results", f"{self.batch}.bin"))
             self.say("end", why=why, cpu=cpu_seconds(), rss=peak_memory(), failed=self.failed)
             os.fsync(self.status_file)
         return {"done": 1 if self.failed else 0, "walltime": 75, "terminated": 143}[why]
 
-    def run_task(self, task, call, items):
+    def run_task(self, task: int, call: Callable[[int, Any], Any], items: Callable[[int], Any]) -> None:
         frames = self.frames
         start = time.monotonic()
         log_start = log_position()
@@ -227,23 +233,24 @@ class Batch:
         with self.lock:
             self.say_done(entry, seconds, error, (log_start, log_position()))
 
-    def say_done(self, entry, seconds, error, log):
-        fields = dict(task=entry.task, o=entry.offset, l=entry.length, c=entry.checksum, s=round(seconds, 6))
+    def say_done(self, entry: Any, seconds: float, error: str, log: tuple[int, int]) -> None:
+        fields = {"task": entry.task, "o": entry.offset, "l": entry.length, "c": entry.checksum, "s": round(seconds, 6)}
         if error:
             fields["err"] = error
         if log[1] != log[0]:
             fields["log"] = log
         self.say("done", **fields)
 
-    def encode_value(self, value):
+    def encode_value(self, value: Any) -> list[Any]:
         try:
-            return self.frames.encode(value)
+            data: list[Any] = self.frames.encode(value)
+            return data
         except Exception as problem:
             kind = type(value).__module__ + "." + type(value).__qualname__
-            message = "the result, a %s, cannot be pickled: %s" % (kind, problem)
+            message = f"the result, a {kind}, cannot be pickled: {problem}"
             raise TypeError(message) from problem
 
-    def encode_error(self, problem):
+    def encode_error(self, problem: BaseException) -> tuple[str, list[Any]]:
         """Return the first line of an exception and its frames: the exception itself, its text and traceback."""
         text = "".join(traceback.format_exception(type(problem), problem, own_frames(problem.__traceback__)))
         line = traceback.format_exception_only(type(problem), problem)[-1].strip()[:500]
@@ -259,14 +266,14 @@ class Batch:
 
     # --- payloads -----------------------------------------------------------------------------------------------
 
-    def prepare(self):
+    def prepare(self) -> tuple[Callable[[int, Any], Any], Callable[[int], Any]]:
         """Return the callable of (task, item) and the reader of items."""
         frames = self.frames
         directory = self.spec["settings"].get("directory") or self.folder
         if directory not in sys.path:
             sys.path.insert(0, directory)
         if self.spec["kind"] == "script":
-            call = self.call_script
+            call: Callable[[int, Any], Any] = self.call_script
         else:
             payload = frames.Reader(self.path("payload.bin")).load(0)
             if self.spec["kind"] == "cell":
@@ -274,7 +281,7 @@ class Batch:
             else:
                 function, arguments, keywords = payload
 
-                def call(task, item):
+                def call(task: int, item: Any) -> Any:
                     return function(*arguments, *item, **keywords)
 
         path = self.path("items.bin")
@@ -283,14 +290,14 @@ class Batch:
         reader = frames.Reader(path)
         return call, reader.load
 
-    def cell_caller(self, payload):
+    def cell_caller(self, payload: Any) -> Callable[[int, Any], Any]:
         from hybrid_cellrun import run_cell
 
         flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY
-        self.outputs_file = os.open(self.path("outputs", "%d.jsonl" % self.batch), flags, 0o600)
+        self.outputs_file = os.open(self.path("outputs", f"{self.batch}.jsonl"), flags, 0o600)
 
-        def call(task, item):
-            def emit(output):
+        def call(task: int, item: Any) -> Any:
+            def emit(output: dict[str, Any]) -> None:
                 line = json.dumps({"task": task, "t": time.time(), "output": output}) + "\n"
                 os.write(self.outputs_file, line.encode())
 
@@ -298,7 +305,7 @@ class Batch:
 
         return call
 
-    def call_script(self, task, item):
+    def call_script(self, task: int, item: Any) -> int:
         import subprocess
 
         environment = dict(os.environ)
@@ -318,19 +325,19 @@ class Batch:
             process.wait()
             raise
         if code != 0:
-            ended = "was killed by signal %d" % -code if code < 0 else "exited with status %d" % code
+            ended = f"was killed by signal {-code}" if code < 0 else f"exited with status {code}"
             raise ScriptFailed("the script " + ended)
         return code
 
 
-def flush():
+def flush() -> None:
     """Bring standard output and standard error to the log."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
 
 
-def log_position():
+def log_position() -> int:
     """Return the size of the log so far, in bytes."""
     flush()
     try:
@@ -339,56 +346,56 @@ def log_position():
         return 0
 
 
-def own_frames(trace):
+def own_frames(trace: TracebackType | None) -> TracebackType | None:
     """Return a traceback without the frames of this program."""
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
     return trace
 
 
-def peak_memory():
+def peak_memory() -> int:
     """Return the largest resident size of this process and its ended children, in bytes."""
     return 1024 * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
-def cpu_seconds():
+def cpu_seconds() -> float:
     """Return the cpu time of this process and its ended children."""
     return round(sum(sum(resource.getrusage(w)[:2]) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)), 3)
 
 
-def main(argv: "list[str]") -> int:
+def main(argv: list[str]) -> int:
     """Run one batch; return the exit status of the process."""
     import hybrid_frames
 
     # The worker's own folder comes last: it must not shadow the user's modules.
     own = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if entry != own] + [own]
-    batch = Batch(argv[0], int(argv[1]), int(argv[2]), hybrid_frames)
+    batch = _Batch(argv[0], int(argv[1]), int(argv[2]), hybrid_frames)
     mine, restarted = batch.own()
     if not mine:
-        print("jupyter_hybrid: batch %d is run by another submission; nothing to do" % batch.batch)
+        sys.stdout.write(f"jupyter_hybrid: batch {batch.batch} is run by another submission; nothing to do\n")
         return 0
     flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY
-    batch.status_file = os.open(batch.path("status", "%d.jsonl" % batch.batch), flags, 0o600)
-    version = "%d.%d" % sys.version_info[:2]
+    batch.status_file = os.open(batch.path("status", f"{batch.batch}.jsonl"), flags, 0o600)
+    version = "{}.{}".format(*sys.version_info)
 
-    def refuse(message):
-        sys.stderr.write("jupyter_hybrid: %s\n" % message)
+    def refuse(message: str) -> int:
+        sys.stderr.write(f"jupyter_hybrid: {message}\n")
         batch.say("end", why="infrastructure", err=message)
         return 70
 
     wanted = batch.spec["versions"].get("python", version)
     if batch.spec["kind"] != "script" and ".".join(wanted.split(".")[:2]) != version:
         return refuse(
-            "the worker's Python is %s (%s on %s), the submitting kernel's is %s: set 'python:' of the pool to a Python %s"
-            % (version, sys.executable, socket.gethostname(), wanted, ".".join(wanted.split(".")[:2]))
+            f"the worker's Python is {version} ({sys.executable} on {socket.gethostname()}), "
+            f"the submitting kernel's is {wanted}: set 'python:' of the pool to a Python of that version"
         )
 
-    def terminate(number, frame):
+    def terminate(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
-    def warn(number, frame):
+    def warn(number: int, frame: FrameType | None) -> None:
         batch.stop = "walltime"
 
     signal.signal(signal.SIGTERM, terminate)

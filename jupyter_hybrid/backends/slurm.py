@@ -241,7 +241,7 @@ class SlurmBackend:
 
     def _query(self, cluster: str, native_ids: Sequence[str]) -> Iterator[Observation]:
         asked = time.monotonic()
-        command = ["squeue", *_on(cluster), "-h", "-r", "-t", "all", self._jobs_of, "-O", SQUEUE_FORMAT]
+        command = ["squeue", *_on(cluster), "-h", "-t", "all", self._jobs_of, "-O", SQUEUE_FORMAT]
         listed: dict[str, dict[int | None, Observation]] = {native_id.partition(";")[0]: {} for native_id in native_ids}
         for batch in parse_squeue(self._ask(*command)):
             if batch.native_id in listed:
@@ -353,7 +353,7 @@ class SlurmBackend:
 
     def _ask(self, *argv: str) -> str:
         """Return what a command prints; every failure, also one with exit status 0, is :class:`PoolUnreachable`."""
-        done = self._run(argv, SLURM_TIME_FORMAT="%s")
+        done = self._run(argv, SLURM_TIME_FORMAT="%s", SLURM_BITSTR_LEN="0")  # 0: array indices are not cut
         if done.code != 0 or _UNREACHABLE.search(done.err) or _UNCLEAR.search(done.err):
             raise PoolUnreachable(f"{argv[0]} gave no answer: {done.words}")
         return done.out

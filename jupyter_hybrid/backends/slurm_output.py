@@ -165,27 +165,41 @@ def _bytes(text: str) -> int | None:
 
 # -------------------------------------------------------------------------------------------------------------- parsing
 
-SQUEUE_FORMAT = (
-    "ArrayJobID:20|,ArrayTaskID:12|,State:24|,exit_code:12|,RestartCnt:8|,StartTime:24|,EndTime:24|,NodeList:60|,"
-    "Reason:120|"
-)
+def _columns(names: str) -> str:
+    # No width after the colon: a field is as long as its value. Without the colon it would be cut at 20 characters.
+    return ",".join(f"{name}:|" for name in names.split(","))
+
+
+SQUEUE_FORMAT = _columns("ArrayJobID,ArrayTaskID,State,exit_code,RestartCnt,StartTime,EndTime,NodeList,Reason")
 """``-O``, since ``-o`` has neither exit status nor restarts. The job's name is left out: it may hold anything."""
 SACCT_FORMAT = "JobID,State,ExitCode,Start,End,NodeList,TotalCPU,MaxRSS,ReqMem,Reason"
-SINFO_FORMAT = (
-    "NodeList:80|,Partition:80|,Available:12|,Time:24|,StateLong:24|,CPUsState:40|,Memory:20|,Gres:400|,GresUsed:400|"
-)
+SINFO_FORMAT = _columns("NodeList,Partition,Available,Time,StateLong,CPUsState,Memory,Gres,GresUsed")
 
 _Key = tuple[str, "int | None"]
 
 
+def elements(text: str) -> list[int | None]:
+    """Return the array indices of ``"0-3,7,10-20:2%5"``; a plain job's ``"N/A"`` is one ``None``."""
+    indices: list[int | None] = []
+    for word in text.partition("%")[0].split(","):
+        match = re.fullmatch(r"(\d{1,7})(?:-(\d{1,7})(?::([1-9]\d{0,6}))?)?", word)
+        if match:
+            indices += range(int(match[1]), int(match[2] or match[1]) + 1, int(match[3] or 1))
+    return indices or [None]
+
+
 def parse_squeue(text: str) -> list[Observation]:
-    """Parse ``squeue -h -r -O SQUEUE_FORMAT``; the ids are those of the array or plain job, without its cluster."""
+    """Parse ``squeue -h -O SQUEUE_FORMAT``; the ids are those of the array or plain job, without its cluster.
+
+    The waiting elements of an array are one line. ``squeue -r`` would give them one by one, but Slurm 22.05 leaves the
+    last one out where they have a stride (``1-999:2``).
+    """
     seen = []
     for line in text.splitlines():
         fields = [field.strip() for field in line.split("|", 8)]
         if len(fields) < 9 or not fields[0].isdecimal():
             continue
-        number, index, word, status, restarts, start, end, host = fields[:8]
+        number, tasks, word, status, restarts, start, end, host = fields[:8]
         reason = fields[8].rstrip("|").strip()
         state, cause, code = outcome(word, reason, status)
         said = "" if reason == "None" else reason
@@ -195,7 +209,7 @@ def parse_squeue(text: str) -> list[Observation]:
             said = f"{word}, {said}" if said else word
         observation = Observation(
             native_id=number,
-            index=int(index) if index.isdecimal() else None,
+            index=None,
             state=state,
             cause=cause,
             reason=said,
@@ -207,7 +221,7 @@ def parse_squeue(text: str) -> list[Observation]:
             estimated_start=_epoch(start) if state is JobState.PENDING else None,
             restarts=int(restarts) if restarts.isdecimal() else 0,
         )
-        seen.append(observation)
+        seen += [replace(observation, index=index) for index in elements(tasks)]
     return seen
 
 
@@ -235,10 +249,10 @@ def parse_sacct(text: str) -> dict[_Key, Observation]:
                 seen[key] = replace(known, peak_memory=peak, cause=cause)
             continue
         state, cause, code = outcome(word, reason, status)
-        host = "" if nodes == "None assigned" else nodes
-        if word == "CANCELLED" and not host:
+        ran = nodes != "None assigned"
+        if word == "CANCELLED" and not ran:
             cause = Cause.DEPENDENCY_FAILED  # A person's scancel says "by <uid>"; this is --kill-on-invalid-dep.
-        elif cause is Cause.USER_ERROR and not host:
+        elif cause is Cause.USER_ERROR and not ran:
             cause, code = Cause.SUBMIT_REJECTED, None  # What a refused sbatch leaves behind.
         limits[key] = _bytes(limit.rstrip("cn"))
         seen[key] = Observation(
@@ -247,11 +261,11 @@ def parse_sacct(text: str) -> dict[_Key, Observation]:
             state=state,
             cause=cause,
             reason=word if reason in ("", "None") else f"{word}, {reason}",
-            host=host,
+            host=nodes if ran else "",
             exit_code=code,
-            started=_epoch(start) if host else None,
+            started=_epoch(start) if ran else None,
             ended=_epoch(end) if state.final else None,
-            cpu_seconds=_seconds(cpu) if host else None,
+            cpu_seconds=_seconds(cpu) if ran else None,
             restarts=known.restarts + 1 if known else 0,
         )
     return seen
