@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -106,15 +105,11 @@ def send(number: int, members: Iterable[Process], mark: str) -> None:
     Each is looked at once more: what was seen between its fork and its exec may have left the job since.
     """
     for process in members:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            descriptor = os.pidfd_open(process.pid)
-            try:
-                text = _read(f"/proc/{process.pid}/stat")
-                fields = text[text.rfind(b")") + 2 :].split()
-                if len(fields) > 19 and int(fields[19]) == process.start and mark_of(process.pid) in (None, mark):
-                    signal.pidfd_send_signal(descriptor, number)
-            finally:
-                os.close(descriptor)
+        text = _read(f"/proc/{process.pid}/stat")
+        fields = text[text.rfind(b")") + 2 :].split()
+        if len(fields) > 19 and int(fields[19]) == process.start and mark_of(process.pid) in (None, mark):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(process.pid, number)
 
 
 def catches(pid: int, number: int) -> bool:

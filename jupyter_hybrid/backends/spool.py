@@ -68,6 +68,7 @@ def _create(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f"draft.{os.getpid()}.{time.monotonic_ns()}")
     try:
+        os.close(os.open(draft, os.O_CREAT | os.O_EXCL, 0o600))  # it holds the environments of submissions
         database = sqlite3.connect(draft, isolation_level=None)
         try:
             database.execute("PRAGMA journal_mode = WAL")

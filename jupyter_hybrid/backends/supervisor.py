@@ -185,18 +185,19 @@ class Supervisor:
 
     def _find(self, element: Element) -> None:
         pid = shim.words(element.file).get("start")
-        if pid is not None and element.child is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._watch(element, pid)
+        if pid is not None:
+            self._watch(element, pid)
         # Only now: if the lock is still held, the number has not gone to another process before it was watched.
         if not shim.is_held(element.file):
             element.ended = True
 
     def _watch(self, element: Element, pid: int) -> None:
-        element.watch = os.pidfd_open(pid)
         element.pid = pid
-        self.epoll.register(element.watch, select.EPOLLIN)
         self.shims[pid] = (element.file, None)
+        # Linux 5.3 and a Python that was built for it; without, the lock is looked at many times a second.
+        with contextlib.suppress(OSError, AttributeError):
+            element.watch = os.pidfd_open(pid)
+            self.epoll.register(element.watch, select.EPOLLIN)
 
     def _warn(self, element: Element) -> None:
         element.warned = True
@@ -352,8 +353,7 @@ class Supervisor:
             self.sample_at = min(self.sample_at, time.monotonic() + 0.25)
         except OSError as error:
             log(f"cannot start {element.key}: {error}")
-            if element.child is None:
-                self._not_started(element, error)
+            self._not_started(element, error)
 
     def _not_started(self, element: Element, error: OSError) -> None:
         Path(element.file).unlink(missing_ok=True)
@@ -393,7 +393,7 @@ class Supervisor:
         for element in self.running.values():
             walltime = element.request.walltime
             if element.watch is None:
-                yield now + 0.05
+                yield now + 0.02
             elif element.kill_at is not None:
                 yield element.kill_at
             elif walltime is not None:
