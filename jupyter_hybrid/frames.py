@@ -146,9 +146,12 @@ def _hasher(algorithm: int, path: str) -> Any:
             )
         return xxh3_64()
     if algorithm == _BLAKE2:
-        import hashlib
+        try:
+            from _blake2 import blake2b  # hashlib's own, without loading OpenSSL, which takes longer than a small batch
+        except ImportError:
+            from hashlib import blake2b
 
-        return hashlib.blake2b(digest_size=8)
+        return blake2b(digest_size=8)
     raise FrameCorrupt(f"{path} names an unknown checksum algorithm ({algorithm}): it is damaged; {_RETRY}")
 
 

@@ -60,6 +60,6 @@ def render(spec: JobSpec, folder: Path, worker: Path, attempt: int, first: int, 
         '    >> "$HYBRID_FOLDER/status/$HYBRID_BATCH.jsonl"',
         "  exit 70",
         "}",
-        f'exec {" ".join(command)} {quote(str(worker))} {quote(str(folder))} {attempt} "$HYBRID_BATCH"',
+        f'exec {" ".join(command)} {quote(str(worker / "batch.py"))} {quote(str(folder))} {attempt} "$HYBRID_BATCH"',
     ]
     return "\n".join(lines) + "\n"

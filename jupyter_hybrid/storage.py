@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import os
+import py_compile
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -324,7 +325,7 @@ class Storage:
         """The folder that is started on the nodes: a copy of the worker and what it imports, made when first used."""
         package = Path(__file__).parent
         files = {name: (package / source).read_bytes() for source, name in _NODE_FILES.items()}
-        files["__main__.py"] = _NODE_MAIN.encode()
+        files["batch.py"] = _NODE_MAIN.encode()
         digest = hashlib.sha256(b"\0".join(name.encode() + b"\0" + data for name, data in sorted(files.items())))
         folder = self.root / ".worker" / digest.hexdigest()[:16]
         if not folder.exists():
@@ -332,6 +333,8 @@ class Storage:
             made = Path(tempfile.mkdtemp(dir=folder.parent))
             for name, data in files.items():
                 write_atomic(made / name, data)
+                # Ready for this Python, whatever the nodes may write; never checked again, as the files never change.
+                py_compile.compile(str(made / name), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
             try:
                 os.rename(made, folder)
             except OSError as error:

@@ -1,8 +1,8 @@
 """The program that runs one batch on a node.
 
 It is copied to the pool's storage with ``frames.py`` and ``cellrun.py`` and started there as
-``python <storage>/.worker/<hash> <run folder> <attempt> <batch>``; the package need not be installed on the node. Only
-the standard library is imported at the start. Syntax of Python 3.8, so that an older Python gets as far as saying so.
+``python <storage>/.worker/<hash>/batch.py <run folder> <attempt> <batch>``; the package need not be installed on
+the node. Only the standard library is imported at the start. Syntax of Python 3.8, so that an older Python gets as far as saying so.
 
 Files it reads: ``spec.json``, ``attempt-<n>.json``, ``payload.bin``, ``items.bin``. Files it writes:
 
@@ -25,14 +25,16 @@ import json
 import os
 import resource
 import signal
-import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType, TracebackType
-from typing import Any
+
+TYPE_CHECKING = False  # typing takes as long to import as a small batch takes to run
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType, TracebackType
+    from typing import Any
 
 BEAT = 10.0  # seconds between heartbeats
 SHOWN_AFTER = 0.2  # seconds after which a task that still runs is written down as running
@@ -387,7 +389,7 @@ def main(argv: list[str]) -> int:
     wanted = batch.spec["versions"].get("python", version)
     if batch.spec["kind"] != "script" and ".".join(wanted.split(".")[:2]) != version:
         return refuse(
-            f"the worker's Python is {version} ({sys.executable} on {socket.gethostname()}), "
+            f"the worker's Python is {version} ({sys.executable} on {os.uname().nodename}), "
             f"the submitting kernel's is {wanted}: set 'python:' of the pool to a Python of that version"
         )
 
@@ -400,7 +402,7 @@ def main(argv: list[str]) -> int:
 
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGUSR2, warn)
-    batch.say("start", host=socket.gethostname(), pid=os.getpid(), python=sys.version.split()[0], native=batch.native)
+    batch.say("start", host=os.uname().nodename, pid=os.getpid(), python=sys.version.split()[0], native=batch.native)
     try:
         return batch.run(restarted)
     except Terminated:

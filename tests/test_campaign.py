@@ -1,0 +1,124 @@
+"""Processes are killed at random moments; afterwards every intent must have run exactly once (promise 1)."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jupyter_hybrid import launch
+from jupyter_hybrid.pool import default_store, get_pool
+from jupyter_hybrid.spec import JobState
+from jupyter_hybrid.storage import RunFolder
+
+pytestmark = pytest.mark.campaign
+
+SUBMITTER = """
+import os, sys
+import jupyter_hybrid as hy
+
+def mark(path):
+    with open(path, "ab", buffering=0) as file:
+        file.write(os.environ["HYBRID_ID"].encode() + b"\\n")
+
+pool, marks, acknowledged, jobs = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+ex = hy.Executor(pool)
+print("ready", flush=True)
+for _ in range(jobs):
+    job = ex.submit(mark, marks)
+    with open(acknowledged, "ab", buffering=0) as file:
+        file.write(job.id.encode() + b"\\n")
+import time
+time.sleep(60)  # until it is killed: the tracker thread goes on submitting
+"""
+
+TRACKER = """
+from jupyter_hybrid.tracker import watch_all
+import time
+print("ready", flush=True)
+while True:
+    watch_all()
+    time.sleep(0.05)
+"""
+
+
+def start(code: str, *arguments: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def kill(process: subprocess.Popen[bytes], after: float) -> None:
+    """Kill a process after some seconds, in the middle of whatever it does."""
+    time.sleep(after)
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def settle(pool: str, deadline: float) -> list[RunFolder]:
+    """Rebuild the Store, let one tracker finish everything, and return all run folders."""
+    launch.reindex()
+    folders = list(get_pool(pool).storage.folders())
+    handles = [launch.load_run(folder.id) for folder in folders]
+    end = time.monotonic() + deadline
+    while not all(run.settled and run.row.state.final for run in handles):
+        assert time.monotonic() < end, Counter(default_store().job(run.row.id).state for run in handles)
+        time.sleep(0.05)
+    return folders
+
+
+def campaign(pool: str, kills: int, tmp_path: Path, jobs: int, disturb: Callable[[], None] | None = None) -> None:
+    """Kill submitters, then check that each whole intent ran once."""
+    marks, acknowledged = tmp_path / "marks", tmp_path / "acknowledged"
+    marks.touch()
+    acknowledged.touch()
+    moments = random.Random(20240229)
+    tracker = start(TRACKER)
+    running: list[subprocess.Popen[bytes]] = []
+    for _ in range(kills):
+        running.append(start(SUBMITTER, pool, str(marks), str(acknowledged), str(jobs)))
+        if len(running) == 2:
+            kill(running.pop(0), moments.random() * 0.06)
+        if disturb is not None and moments.random() < 0.2:
+            disturb()
+        if moments.random() < 0.2:
+            kill(tracker, 0)
+            tracker = start(TRACKER)
+    for process in [*running, tracker]:
+        kill(process, 0)
+    folders = settle(pool, 180)
+    ran = Counter(marks.read_text().split())
+    intents = {folder.id for folder in folders}
+    assert set(acknowledged.read_text().split()) <= intents
+    assert {job: count for job, count in ran.items() if count != 1} == {}
+    assert set(ran) == intents
+    assert {default_store().job(job).state for job in intents} == {JobState.COMPLETED}
+    assert len(intents) > kills / 4, "hardly a submitter got as far as an intent: the kills come too early"
+
+
+def kill_supervisor() -> None:
+    """Kill the local pool's supervisor, if one runs."""
+    folder = Path(os.environ["JUPYTER_HYBRID_HOME"]) / "local"
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = line.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"jupyter_hybrid.backends.supervisor" in command and os.fsencode(folder) in command:
+            os.kill(int(line.parent.name), signal.SIGKILL)
+
+
+@pytest.mark.timeout(600)
+def test_local_pool_runs_every_intent_once_whoever_is_killed(tmp_path: Path) -> None:
+    campaign("local", 150, tmp_path, 3, kill_supervisor)
