@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import collections
+import dis
 import enum
 import functools
 import os
@@ -25,7 +26,7 @@ from xxhash import xxh3_128, xxh3_128_digest
 from .capture import global_names, parse
 from .errors import HybridError
 
-_HAS_DOCSTRING = 0x4000000  # a flag of code objects from Python 3.13
+_HAS_DOCSTRING = 0x4000000  # a flag of code objects from Python 3.14; before, constant 0 is the docstring or None
 _CLASS_NOISE = {"__firstlineno__", "__static_attributes__"}  # from 3.13: a line, and names in the order of a set
 _CLASS_SKIP = _CLASS_NOISE | {
     *("__dict__", "__weakref__", "__module__", "__doc__", "__qualname__", "__annotations__", "__annotate_func__"),
@@ -247,8 +248,7 @@ class _Fingerprinter:
 
     def code(self, code: types.CodeType) -> bytes:
         constants = list(code.co_consts)
-        documented = code.co_flags & _HAS_DOCSTRING if sys.version_info >= (3, 13) else code.co_name != "<lambda>"
-        if documented and code.co_flags & 3 == 3 and constants and isinstance(constants[0], str):
+        if _documented(code):
             constants[0] = None
         for index in _noise(code):
             constants[index] = None
@@ -300,8 +300,8 @@ class _Fingerprinter:
         if path is None:
             return _join("module", module.__name__.encode(), _version(module.__name__).encode())
         try:
-            with open(path, encoding="utf-8") as file:
-                source = ast.dump(ast.parse(file.read())).encode()
+            status = os.stat(path)
+            source = _source_digest(path, status.st_mtime_ns, status.st_size)
         except (OSError, SyntaxError, ValueError) as error:
             raise UncacheableError(f"{self.where()}: the module {module.__name__!r} cannot be read: {error}") from error
         used: dict[str, types.ModuleType] = {}
@@ -421,12 +421,25 @@ def _array_bytes(array: Any) -> bytes:
     return hasher.digest()
 
 
+def _documented(code: types.CodeType) -> bool:
+    """Whether constant 0 is a docstring and nothing else."""
+    if code.co_flags & 3 != 3 or not code.co_consts or not isinstance(code.co_consts[0], str):
+        return False  # not the body of a function
+    if sys.version_info >= (3, 14):
+        return bool(code.co_flags & _HAS_DOCSTRING)
+    if code.co_name.startswith("<"):  # a lambda or comprehension
+        return False
+    operations = zip(code.co_code[::2], code.co_code[1::2], strict=True)
+    return not any(operation in _LOAD_CONST and argument == 0 for operation, argument in operations)
+
+
+_LOAD_CONST = {dis.opmap[name] for name in ("LOAD_CONST", "RETURN_CONST") if name in dis.opmap}
+
+
 def _noise(code: types.CodeType) -> list[int]:
     """Return the indices of constants that depend on lines or hash seeds: in class bodies, from Python 3.13."""
     if not _CLASS_NOISE.intersection(code.co_names):
         return []
-    import dis
-
     found, last = [], None
     for instruction in dis.get_instructions(code):
         if instruction.opname == "STORE_NAME" and instruction.argval in _CLASS_NOISE and last is not None:
@@ -484,6 +497,13 @@ def _own_source(module: types.ModuleType) -> str | None:
         return None
     path = os.path.realpath(path)
     return None if path.startswith(_installed_roots()) else path
+
+
+@functools.lru_cache(maxsize=256)
+def _source_digest(path: str, changed: int, size: int) -> bytes:
+    """Return the digest of a source file without its comments and layout; time and size only key the cache."""
+    with open(path, "rb") as file:
+        return xxh3_128_digest(ast.dump(ast.parse(file.read())).encode())
 
 
 @functools.cache

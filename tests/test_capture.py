@@ -1,17 +1,21 @@
 from __future__ import annotations
 
-import ast
 import builtins
+import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jupyter_hybrid import capture, frames
+from jupyter_hybrid import capture, cellrun, frames
 from jupyter_hybrid.errors import CaptureError
 
 
@@ -178,13 +182,221 @@ def test_what_a_run_misses_was_found(lines: list[str], coins: list[bool]) -> Non
         "boom": boom,
         "callable": builtins.callable,
     }
+    missed: set[str] = set()
+    left: set[str] = set()
     try:
         exec(compile(source, "<cell>", "exec"), namespace)
     except (TypeError, RecursionError, UnboundLocalError):
         pass
     except NameError as error:
-        assert "free variable" in str(error) or error.name in found.reads, source
+        missed = {error.name} if "free variable" not in str(error) else set()
     else:
-        for name in "abcd":
-            if name in namespace:
-                assert name in found.writes, source
+        left = {name for name in "abcd" if name in namespace}
+    assert missed <= found.reads, source
+    assert left <= set(found.writes), source
+
+
+KERNEL = """
+import sys, json
+sys.path.insert(0, sys.argv[1])
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+config = Config()
+config.HistoryManager.hist_file = ":memory:"
+shell = InteractiveShell.instance(config=config, ipython_dir=sys.argv[1])
+for cell in open(sys.argv[1] + "/cells.txt").read().split("\\n---\\n"):
+    shell.run_cell(cell).raise_error()
+from jupyter_hybrid import capture, cellrun, frames
+job = capture.collect(open(sys.argv[1] + "/job.txt").read(), shell.user_ns)
+with open(sys.argv[1] + "/payload.bin", "wb") as file:
+    for frame in job.frames:
+        data = bytes(frame)
+        file.write(len(data).to_bytes(8, "little") + data)
+print(json.dumps([sorted(job.inputs), list(job.out)]))
+"""
+NODE = """
+import sys, pickle
+sys.path[:0] = [sys.argv[1]]
+import hybrid_cellrun
+hybrid_cellrun.start()
+data, frames = open(sys.argv[1] + "/payload.bin", "rb").read(), []
+while data:
+    size = int.from_bytes(data[:8], "little")
+    frames.append(data[8:8 + size])
+    data = data[8 + size:]
+for _ in range(2):
+    print(hybrid_cellrun.run_cell(pickle.loads(frames[0], buffers=frames[1:]), {}, lambda output: None))
+"""
+
+
+def travel(folder: Path, cells: list[str], job: str) -> tuple[list[str], list[str], str]:
+    """Run cells in one IPython, capture the last one there, and run it twice in another Python."""
+    (folder / "cells.txt").write_text("\n---\n".join(textwrap.dedent(cell) for cell in cells))
+    (folder / "job.txt").write_text(textwrap.dedent(job))
+    shutil.copy(cellrun.__file__, folder / "hybrid_cellrun.py")
+
+    def python(program: str) -> str:
+        command = [sys.executable, "-c", program, str(folder)]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    inputs, out = json.loads(python(KERNEL).splitlines()[-1])
+    first, second = [line for line in python(NODE).splitlines() if line.startswith("{")]
+    assert first == second
+    return inputs, out, first
+
+
+def test_functions_of_the_notebook_travel_with_what_they_read(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("def triple(x):\n    return 3 * x\n")
+    cells = [
+        """
+        import dataclasses, functools, asyncio
+        import numpy as np
+        from beside import triple
+        scale, unused, big = 2, open("/dev/null"), np.ones(100_000)
+        def even(n): return True if n == 0 else odd(n - 1)
+        def odd(n): return False if n == 0 else even(n - 1)
+        def fact(n): return 1 if n < 2 else n * fact(n - 1)
+        def decorate(function):
+            @functools.wraps(function)
+            def inner(*args): return scale * function(*args)
+            return inner
+        """,
+        """
+        @decorate
+        def decorated(x): return x + scale
+        def counter():
+            n = 0
+            def step():
+                nonlocal n
+                n += 1
+                return n
+            return step
+        step = counter()
+        class Base:
+            def value(self): return scale
+        class Model(Base):
+            def __init__(self, x): self.x = x
+            def value(self): return super().value() * self.x + offset
+        @dataclasses.dataclass
+        class Point:
+            x: int
+            y: list = dataclasses.field(default_factory=list)
+        def numbers(n): yield from range(n)
+        async def later(x):
+            await asyncio.sleep(0)
+            return x * scale
+        def files():
+            names = !ls beside.py
+            return list(names)
+        offset = 1
+        model = Model(5)
+        registry = {"even": even}
+        """,
+        "def fact(n): return -1 if n < 2 else n * fact(n - 1)",
+    ]
+    inputs, out, results = travel(
+        tmp_path,
+        cells,
+        """
+        results = [even(10), fact(4), decorated(1), step(), model.value(), Point(1), dataclasses.asdict(Point(2))]
+        results += [list(numbers(3)), await later(4), triple(2), files(), float(big.sum()), registry["even"](3)]
+        _hidden = 1
+        """,
+    )
+    assert "unused" not in inputs
+    assert "odd" not in inputs
+    assert out == ["results"]
+    expected = (
+        "[True, -24, 6, 1, 11, Point(x=1, y=[]), {'x': 2, 'y': []}, [0, 1, 2], 8, 6, ['beside.py'], 100000.0, False]"
+    )
+    assert results == f"{{'results': {expected}}}"
+
+
+def test_the_cell_and_its_functions_share_their_variables_on_the_node(tmp_path: Path) -> None:
+    _, _, results = travel(
+        tmp_path,
+        ["scale = 2\nlog = []\ndef f(x):\n    log.append(x)\n    return x * scale"],
+        "before = f(1)\nscale = 10\nafter = f(1)\nseen = list(log)",
+    )
+    assert results == "{'before': 2, 'scale': 10, 'after': 10, 'seen': [1, 1]}"
+
+
+def test_refusals_name_the_variable() -> None:
+    with open(os.devnull, "w") as handle:
+        namespace = {
+            "__name__": "__main__",
+            "data": {"log": [1, handle]},
+            "temperature": 1.0,
+            "big": bytearray(2 << 20),
+        }
+        with pytest.raises(CaptureError, match="does not have: 'temprature'; did you mean 'temperature'"):
+            capture.collect("print(temprature)", namespace)
+        with pytest.raises(CaptureError, match=r"variable 'data'\['log'\]\[1\] \(_io.TextIOWrapper\).*--in"):
+            capture.collect("print(data)", namespace)
+        with pytest.raises(
+            CaptureError, match=r"variable 'big' \(bytearray\) has 2.0 MB; the limit is 1.0 MB.*storage"
+        ):
+            capture.collect("print(big, temperature)", namespace, limit=1 << 20)
+        assert capture.collect("print(data)", namespace, inputs=["temperature"]).inputs == {"temperature": 1.0}
+        with pytest.raises(CaptureError, match="--in names what the notebook does not have: 'nothing'"):
+            capture.collect("1", namespace, inputs=["nothing"])
+        assert capture.collect("print(seed, big)", namespace, extra_names=["seed", "big"]).inputs == {}
+    with pytest.raises(SyntaxError):
+        capture.collect("x = = 1", {})
+
+
+def test_many_variables_over_the_limit_are_named_by_size() -> None:
+    namespace = {"a": bytearray(700_000), "b": bytearray(600_000), "c": 1}
+    with pytest.raises(
+        CaptureError, match=r"'a' \(bytearray\) has 0.7 MB, .*'b' has 0.6 MB.* together 1.2 MB; the limit"
+    ):
+        capture.collect("a, b, c", namespace, limit=1 << 20)
+
+
+def test_outputs_inputs_and_sizes() -> None:
+    namespace = {"x": bytearray(50_000), "sum": len, "len": builtins.len}
+    job = capture.collect("import os\n_t = x\ny = sum(_t)\nfor i in y: pass\ndef f(): pass", namespace)
+    assert set(job.inputs) == {"x", "sum"}
+    assert (job.out, job.explicit_out) == (("y", "i", "f"), False)
+    assert job.sizes["x"] > 50_000
+    assert frames.decode(job.frames)["inputs"] == job.inputs
+    assert capture.collect("y = x", namespace, outputs=["q", "y"]).out == ("q", "y")
+
+
+def notebook_function(source: str, **namespace: object) -> Any:
+    names: dict[str, Any] = {"__name__": "__main__", **namespace}
+    exec(textwrap.dedent(source), names)
+    return names["f"]
+
+
+def test_arguments_and_what_functions_read_are_checked() -> None:
+    lock = threading.Lock()
+    data = capture.check_function(notebook_function("def f(x): return x + g", g=1), (1,), {"y": 2})
+    function, args, kwargs = frames.decode(data)
+    assert (function(1), args, kwargs) == (2, (1,), {"y": 2})
+    cases = {
+        "argument 1 .*lock": (len, (1, lock), {}),
+        r"argument 'key'\[0\] .*lock": (len, (), {"key": [lock]}),
+        "function 'f', global 'guard' .*lock": (notebook_function("def f(): return guard", guard=lock), (), {}),
+        "function 'f', global 'g', global 'guard'": (
+            notebook_function("def g(): return guard\ndef f(): return g()", guard=lock),
+            (),
+            {},
+        ),
+        "function 'f', closure variable 'held'": (
+            notebook_function("def make(held):\n    def f(): return held\n    return f\nf = make(guard)", guard=lock),
+            (),
+            {},
+        ),
+        "function 'f', default 0": (notebook_function("def f(a=guard): pass", guard=lock), (), {}),
+    }
+    for message, (function, args, kwargs) in cases.items():
+        with pytest.raises(CaptureError, match=message):
+            capture.check_function(function, args, kwargs)
+    heavy = notebook_function("def f(): return table", table=bytearray(3 << 20))
+    with pytest.raises(
+        CaptureError, match=r"function 'f', global 'table' \(bytearray\) has 3.0 MB; the limit is 1.0 MB"
+    ):
+        capture.check_function(heavy, limit=1 << 20)
