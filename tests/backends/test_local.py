@@ -472,7 +472,9 @@ def test_submissions_while_the_supervisor_ends(lab, monkeypatch):
 def test_killed_supervisors_lose_and_double_nothing(lab):
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
-    native_id = lab.submit("echo $HYBRID_ARRAY_INDEX >>NOTES; sleep 0.05; exit $((HYBRID_ARRAY_INDEX % 3))", count=100)
+    # Some end while there is no supervisor, some live on into the next one's time.
+    script = "echo $HYBRID_ARRAY_INDEX >>NOTES; sleep 0.$((HYBRID_ARRAY_INDEX % 4)); exit $((HYBRID_ARRAY_INDEX % 3))"
+    native_id = lab.submit(script, count=100)
     kills = 0
     while kills < 30:
         with contextlib.suppress(PoolUnreachable):
