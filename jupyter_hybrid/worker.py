@@ -1,8 +1,9 @@
 """The program that runs one batch on a node.
 
 It is copied to the pool's storage with ``frames.py`` and ``cellrun.py`` and started there as
-``python <storage>/.worker/<hash>/batch.py <run folder> <attempt> <batch>``; the package need not be installed on
-the node. Only the standard library is imported at the start. Syntax of Python 3.8, so that an older Python gets as far as saying so.
+``python <storage>/.worker/<hash>/batch.py <run folder> <attempt> <batch>``. The package need not be installed on the
+node, and only the standard library is imported at the start. Syntax of Python 3.8, so that an older Python gets as far
+as saying so.
 
 Files it reads: ``spec.json``, ``attempt-<n>.json``, ``payload.bin``, ``items.bin``. Files it writes:
 

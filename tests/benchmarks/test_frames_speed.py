@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from jupyter_hybrid.frames import PAYLOAD, VALUE, Reader, encode, load_files, write_file
+
+pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(600)]
 
 Row = tuple[str, float, float]
 """What was measured, seconds (median) and the median ratio to its floor."""
@@ -135,6 +138,21 @@ def items(folder: Path, rounds: int = 7, count: int = 10_000) -> list[Row]:
         write_file(folder / "items.bin", records)
 
     return interleaved(floor, {"  encode and write_file": ours}, rounds, f"pickle.dump of {count:,} items, fsync")
+
+
+def test_large_results_load_as_fast_as_mapped_arrays(table: Any, tmp_path: Path) -> None:
+    for what, seconds, ratio in large_arrays(tmp_path):
+        note = f"{1000 * seconds:.0f} ms"
+        if what == "  Reader(path).load(0), sum":
+            table.hold("100 results of 10 MB, loaded and summed / np.load(mmap)", ratio, 1.1, note=note)
+        elif what.startswith("  "):
+            table.show("100 x 10 MB:" + what[1:], ratio, note=note)
+
+
+def test_small_results_load_as_fast_as_one_pickle(table: Any, tmp_path: Path) -> None:
+    for what, seconds, ratio in small_results(tmp_path):
+        if what.startswith("  "):
+            table.hold("10,000 small results:" + what[1:], ratio, 1.5, note=f"{1000 * seconds:.0f} ms")
 
 
 def main() -> None:
