@@ -101,7 +101,7 @@ class PoolConfig:
     speed : float
         How fast a core is compared with one of speed 1.
     options : mapping
-        What only this kind has. Local: ``cpus`` (int) and ``memory`` (bytes), its slots.
+        What only this kind has. Local: its slots, ``cpus`` and ``gpus`` (int), ``memory`` (bytes).
     source : str
         ``file:line``, or ``built-in``.
     """
@@ -367,7 +367,7 @@ class _File:
             "speed": _speed,
         }
         given = _given(node)
-        options = {"cpus": _count, "memory": _memory} if given.get("kind") == "local" else {}
+        options = {"cpus": _count, "memory": _memory, "gpus": _count} if given.get("kind") == "local" else {}
         values = self._fields(node, {**readers, **options})
         if "kind" not in given:
             raise ValueError(f"needs a kind: {', '.join(_kinds())}")

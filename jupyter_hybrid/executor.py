@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from . import frames, launch
 from .errors import CaptureError, HybridError
 from .handles import ArrayJob, Handle, Job, wrap
-from .spec import JobState, Resources, parse_memory
 from .pool import Pool, default_store, get_pool
+from .spec import JobState, Resources, parse_memory
 from .tracker import Run
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ class Executor(concurrent.futures.Executor):
 
         self._check_open()
         payload = capture.check_function(fn, args, kwargs, self._limit)
-        keys, task_keys = _keys(fn, kwargs, [args]) if self._cache else ({}, [])
+        keys, task_keys = _keys(fn, args, kwargs, None) if self._cache else ({}, [])
         run = self._launch(fn, payload, None, self._name, 1, keys, task_keys)
         job = Job(run)
         self._keep(job)
@@ -128,7 +128,7 @@ class Executor(concurrent.futures.Executor):
         shared = dict(common or {})
         payload = capture.check_function(fn, (), shared, self._limit)
         items = _pack_items(arguments)
-        keys, task_keys = _keys(fn, shared, arguments) if self._cache else ({}, [])
+        keys, task_keys = _keys(fn, (), shared, arguments) if self._cache else ({}, [])
         run = self._launch(fn, payload, items, name or self._name, size, keys, task_keys)
         array = ArrayJob(run)
         self._keep(array)
@@ -231,12 +231,15 @@ def _pack_items(arguments: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
 
 
 def _keys(
-    fn: Callable[..., Any], kwargs: Mapping[str, Any], arguments: Sequence[tuple[Any, ...]]
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    arguments: Sequence[tuple[Any, ...]] | None,
 ) -> tuple[dict[str, str], list[str]]:
     from . import fingerprint
 
-    keys = fingerprint.function_keys(fn, kwargs)
-    return keys, [fingerprint.task_key(keys, item) for item in arguments]
+    keys = fingerprint.function_keys(fn, args, kwargs)
+    return keys, [fingerprint.task_key(keys, item) for item in arguments or [()]]
 
 
 def submit(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job:

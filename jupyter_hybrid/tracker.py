@@ -21,9 +21,9 @@ from . import process
 from .backends.base import Observation, Submission
 from .config import load
 from .errors import HybridError, JobNotFound, PoolUnreachable, SubmitRejected
-from .spec import Cause, JobState
 from .pool import Pool, default_store, get_pool
 from .progress import Lost, Progress, Verdict, ending, judge
+from .spec import Cause, JobState
 from .storage import RunFolder
 from .store import BatchRow, JobRow, Store, SubmissionRow, lease_owner, network_file_system, owner_is_gone
 
@@ -330,7 +330,7 @@ class PoolTracker:
             if not begun:
                 os.pwrite(descriptor, f"{waiting.tag}\n".encode(), os.fstat(descriptor).st_size)
                 os.fsync(descriptor)
-            elif not getattr(backend, "idempotent", False):
+            elif not backend.idempotent:
                 # An earlier submission broke off. The lock is free, so no command is under way, but the scheduler
                 # may be a moment behind: it is submitted again only when it surely is not there.
                 native_id = backend.find([waiting.tag]).get(waiting.tag)

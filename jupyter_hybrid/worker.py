@@ -278,24 +278,26 @@ class _Batch:
         if self.spec["kind"] == "script":
             call: Callable[[int, Any], Any] = self.call_script
         else:
-            payload = frames.Reader(self.path("payload.bin")).load(0)
-            if self.spec["kind"] == "cell":
-                call = self.cell_caller(payload)
-            else:
-                function, arguments, keywords = payload
-
-                def call(task: int, item: Any) -> Any:
-                    return function(*arguments, *item, **keywords)
-
+            call = self.cell_caller() if self.spec["kind"] == "cell" else self.function_caller()
         path = self.path("items.bin")
         if not os.path.exists(path):
             return call, lambda task: ()
         reader = frames.Reader(path)
         return call, reader.load
 
-    def cell_caller(self, payload: Any) -> Callable[[int, Any], Any]:
-        from hybrid_cellrun import run_cell
+    def function_caller(self) -> Callable[[int, Any], Any]:
+        function, arguments, keywords = self.frames.Reader(self.path("payload.bin")).load(0)
 
+        def call(task: int, item: Any) -> Any:
+            return function(*arguments, *item, **keywords)
+
+        return call
+
+    def cell_caller(self) -> Callable[[int, Any], Any]:
+        import hybrid_cellrun
+
+        hybrid_cellrun.start()  # before the payload: functions with magics look the shell up when they are loaded
+        payload = self.frames.Reader(self.path("payload.bin"))
         flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY
         self.outputs_file = os.open(self.path("outputs", f"{self.batch}.jsonl"), flags, 0o600)
 
@@ -304,7 +306,8 @@ class _Batch:
                 line = json.dumps({"task": task, "t": time.time(), "output": output}) + "\n"
                 os.write(self.outputs_file, line.encode())
 
-            return run_cell(payload, item or {}, emit)
+            # Loaded anew for each task: what one changes in its inputs, the next must not see.
+            return hybrid_cellrun.run_cell(payload.load(0), item or {}, emit)
 
         return call
 

@@ -6,20 +6,21 @@ An entry point names a callable ``(PoolConfig) -> Backend``; the entry point's n
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from jupyter_hybrid.config import PoolConfig
 from jupyter_hybrid.errors import ConfigError
-from jupyter_hybrid.storage import data_folder
 
-from .base import Backend
+if TYPE_CHECKING:
+    from jupyter_hybrid.config import PoolConfig
+
+    from .base import Backend
 
 
 def local(config: PoolConfig) -> Backend:
     """Return the backend of a local pool; all local pools of a user share one supervisor."""
     from .local import LocalBackend
 
-    options = config.options
-    return LocalBackend(data_folder() / "local", config.name, options.get("cpus"), options.get("memory"))
+    return LocalBackend.from_pool(config)
 
 
 def slurm(config: PoolConfig) -> Backend:

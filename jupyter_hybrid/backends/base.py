@@ -154,6 +154,9 @@ class Backend(Protocol):
     index_variable: str
     """Environment variable with the array index (from 0) in a running batch, e.g. ``SLURM_ARRAY_TASK_ID``."""
 
+    idempotent: bool
+    """Whether a tag submitted twice is one submission; if not, :meth:`find` is asked before a second try."""
+
     def submit(self, submission: Submission) -> str:
         """Hand one submission to the scheduler and return its native id."""
 

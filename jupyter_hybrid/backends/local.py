@@ -53,6 +53,7 @@ class LocalBackend:
 
     kind = "local"
     index_variable = "HYBRID_ARRAY_INDEX"
+    idempotent = True
 
     def __init__(
         self, folder: Path, pool: str = "local", cpus: int | None = None, memory: int | None = None, gpus: int = 0

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from ..errors import HybridError, PoolUnreachable, ResourceError, SubmitRejected, SubmitUnclear
-from ..spec import Cause, JobState, format_time
 from ..process import CommandMissing, CommandTimeout, Completed, run
+from ..spec import Cause, JobState, format_time
 from .base import Observation, PoolSnapshot, Submission
 from .slurm_output import (
     SACCT_FORMAT,
@@ -149,6 +149,7 @@ _TIMEOUT = 30.0
 """Seconds; a controller that is down or hangs costs Slurm's commands 10 to 20 s before they say so."""
 _ACCOUNTING_PAUSE = 60.0
 """Seconds without another try after the accounting database has failed to answer."""
+_ACCOUNTING_LAG = (0.1, 0.2, 0.4, 0.8)
 _HARMLESS = re.compile(r"Invalid job id|already (?:completing|completed|finished)|has already finished")
 _RANGES = 500
 
@@ -160,6 +161,16 @@ def available(env: Mapping[str, str] | None = None) -> str | None:
     except PoolUnreachable:
         return None
     return done.out.split()[-1] if done.code == 0 and done.out.strip() else None
+
+
+def order_error(completed: Completed) -> HybridError | None:
+    """Return the exception for a ``scancel`` or ``scontrol`` that failed; None if the job has only ended already."""
+    if completed.code == 0:
+        return None
+    command, words = " ".join(completed.argv), completed.words
+    if _UNREACHABLE.search(words) or _UNCLEAR.search(words):
+        return PoolUnreachable(f"{command} did not reach Slurm: {words}")
+    return None if _HARMLESS.search(words) else HybridError(f"Slurm refused {command}: {words}")
 
 
 class SlurmBackend:
@@ -175,6 +186,7 @@ class SlurmBackend:
 
     kind = "slurm"
     index_variable = "SLURM_ARRAY_TASK_ID"
+    idempotent = False
 
     def __init__(self, env: Mapping[str, str] | None = None, user: str | None = None) -> None:
         self._env = dict(env or {})
@@ -230,9 +242,9 @@ class SlurmBackend:
     def query(self, native_ids: Sequence[str]) -> Sequence[Observation]:
         """Return what Slurm says of these submissions: one ``squeue``, and one ``sacct`` if that can add something.
 
-        ``sacct`` is asked of what ``squeue`` no longer lists, and once of what has just ended, for the CPU time, the
-        peak memory and an OOM kill inside a step. Where ``squeue`` lists a batch it has the last word: a requeued job
-        shows its past end in ``sacct``.
+        ``sacct`` is asked of what ``squeue`` no longer lists, and of what has just ended, for an OOM kill inside a
+        step, the CPU time and the peak memory; these two may come with one of the next answers only, or never.
+        Where ``squeue`` lists a batch it has the last word: a requeued job shows its past end in ``sacct``.
         """
         seen: list[Observation] = []
         for cluster in sorted({native_id.partition(";")[2] for native_id in native_ids}):
@@ -253,18 +265,21 @@ class SlurmBackend:
             self._note_removed(cluster, watch, now)
             new = watch.asked is None
             missing = watch.open.keys() - now.keys() - watch.ended.keys()
-            settled = (new or watch.open) and all(batch.state.final for batch in now.values())
+            settled = watch.measure > 0 and all(batch.state.final for batch in now.values())
             if missing or settled or not (now or watch.ended) or (new and None not in now):
                 questions.append(number)
             else:
                 failed = [i for i in watch.open if i in now and now[i].cause is Cause.USER_ERROR]
                 questions += [f"{number}_{i}" for i in failed] if len(failed) <= _RANGES else [number]
-        account = self._ended(cluster, questions)
+        account = self._ended(cluster, questions, listed)
         for native_id in native_ids:
             number = native_id.partition(";")[0]
             now, watch = listed[number], self._watched[native_id]
             unlisted = dict(watch.open)
-            for index, batch in account.get(number, {}).items():
+            known = account.get(number, {})
+            if all(batch.state.final for batch in now.values()):
+                watch.measure = watch.measure - 1 if any(i not in known or not known[i].state.final for i in now) else 0
+            for index, batch in known.items():
                 if index in now:
                     now[index] = _measured(now[index], batch)
                 elif batch.state.final:
@@ -294,21 +309,33 @@ class SlurmBackend:
             for i in waited:
                 watch.ended[i] = Observation("", i, JobState.CANCELLED, Cause.CANCELLED, reason)
 
-    def _ended(self, cluster: str, questions: Sequence[str]) -> dict[str, dict[int | None, Observation]]:
-        """Return what accounting knows of these jobs and elements; nothing if there is none or it does not answer."""
+    def _ended(
+        self, cluster: str, questions: Sequence[str], listed: Mapping[str, Mapping[int | None, Observation]]
+    ) -> Mapping[str, Mapping[int | None, Observation]]:
+        """Return what accounting knows of these jobs and elements; nothing if there is none or it does not answer.
+
+        The database hears of an end a moment after ``squeue`` shows it. Where a job has failed that is waited for: the
+        answer may be that it was an OOM kill, and the failure is told once.
+        """
         if not questions or time.monotonic() < self._accounting_from or not self._accounting(cluster):
             return {}
-        known: dict[str, dict[int | None, Observation]] = {}
-        try:
-            for start in range(0, len(questions), 5000):
-                jobs = ",".join(questions[start : start + 5000])
-                out = self._ask(
-                    "sacct", *_on(cluster), "-D", "-n", "-P", *self._account_of, "-j", jobs, f"--format={SACCT_FORMAT}"
-                )
-                for (number, index), batch in parse_sacct(out).items():
-                    known.setdefault(number, {})[index] = batch
-        except PoolUnreachable:
-            self._accounting_from = time.monotonic() + _ACCOUNTING_PAUSE
+        asked = {question.partition("_")[0] for question in questions}
+        failed = {(n, i) for n in asked for i, batch in listed[n].items() if batch.cause is Cause.USER_ERROR}
+        for pause in (*_ACCOUNTING_LAG, None):
+            known: dict[str, dict[int | None, Observation]] = {}
+            try:
+                for start in range(0, len(questions), 5000):
+                    jobs = ["-j", ",".join(questions[start : start + 5000]), f"--format={SACCT_FORMAT}"]
+                    out = self._ask("sacct", *_on(cluster), "-D", "-n", "-P", *self._account_of, *jobs)
+                    for (number, index), batch in parse_sacct(out).items():
+                        known.setdefault(number, {})[index] = batch
+            except PoolUnreachable:
+                self._accounting_from = time.monotonic() + _ACCOUNTING_PAUSE
+                break
+            told = {(number, i) for number in known for i, batch in known[number].items() if batch.state.final}
+            if pause is None or failed <= told:
+                break
+            time.sleep(pause)
         return known
 
     def cancel(self, native_id: str, indices: Sequence[int] | None = None) -> None:
@@ -359,13 +386,9 @@ class SlurmBackend:
         return done.out
 
     def _order(self, *argv: str) -> None:
-        done = self._run(argv)
-        if done.code == 0:
-            return
-        if _UNREACHABLE.search(done.words) or _UNCLEAR.search(done.words):
-            raise PoolUnreachable(f"{argv[0]} did not reach Slurm: {done.words}")
-        if not _HARMLESS.search(done.words):
-            raise HybridError(f"{' '.join(argv[:2])}: Slurm refused: {done.words}")
+        error = order_error(self._run(argv))
+        if error is not None:
+            raise error
 
     def _run(self, argv: Sequence[str], timeout: float = _TIMEOUT, **variables: str) -> Completed:
         unset = [part for name in foreign_variables({**os.environ, **self._env}) for part in ("-u", name)]
@@ -381,12 +404,13 @@ class _Watch:
     """What is known of one submission from answer to answer.
 
     `asked` is when the last answer was asked for (monotonic), `open` has the batches unfinished in it, `ended` those
-    that have ended and that ``squeue`` lists no longer.
+    that have ended and that ``squeue`` lists no longer; `measure` is how often to ask accounting once all have ended.
     """
 
     asked: float | None = None
     open: dict[int | None, JobState] = field(default_factory=dict)
     ended: dict[int | None, Observation] = field(default_factory=dict)
+    measure: int = 3
 
 
 def _on(cluster: str) -> list[str]:

@@ -165,6 +165,7 @@ def _bytes(text: str) -> int | None:
 
 # -------------------------------------------------------------------------------------------------------------- parsing
 
+
 def _columns(names: str) -> str:
     # No width after the colon: a field is as long as its value. Without the colon it would be cut at 20 characters.
     return ",".join(f"{name}:|" for name in names.split(","))
