@@ -9,6 +9,10 @@ from collections.abc import Iterable
 class HybridError(Exception):
     """Base class of every error that jupyter_hybrid raises on purpose."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows: the message says what to do, a traceback through this package would not."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ConfigError(HybridError):
     """A pool configuration file, or the set of pools it describes, is wrong."""

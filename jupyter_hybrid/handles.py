@@ -15,9 +15,9 @@ from typing import Any, overload
 
 from . import launch, results
 from .errors import HybridError
-from .spec import Cause, JobSpec, JobState
 from .pool import default_store
 from .progress import DONE, FAILED, RUNNING, TaskResult
+from .spec import Cause, JobSpec, JobState
 from .storage import RunFolder
 from .store import JobRow
 from .tracker import Run
@@ -27,6 +27,8 @@ class Handle:
     """What Job and ArrayJob share: one run, seen from this process."""
 
     run: Run
+    bind: Callable[[Any], None] | None = None
+    """Called with the values when somebody asks for the result: a cell magic binds the names of ``--out`` by it."""
 
     def _attach(self, run: Run) -> None:
         self.run = run
@@ -97,6 +99,11 @@ class Handle:
         """Return why a cached result was not used: what changed since the most similar earlier job."""
         return why(self.run)
 
+    def _ipython_display_(self) -> None:
+        from . import widgets
+
+        widgets.show(self)
+
     def efficiency(self) -> dict[str, float | None]:
         """Return the shares of the requested cpu time and memory that were used (0 to 1, or ``None`` if unknown)."""
         row = self.row()
@@ -140,7 +147,9 @@ class Job(Handle, concurrent.futures.Future):  # type: ignore[type-arg]
         with contextlib.suppress(concurrent.futures.InvalidStateError):
             if run.row.state is JobState.CANCELLED and not run.progress.complete:
                 if concurrent.futures.Future.cancel(self):
-                    self.set_running_or_notify_cancel()
+                    with self._condition:  # told by several threads, or several times
+                        if self._state == "CANCELLED":
+                            self.set_running_or_notify_cancel()
             elif not concurrent.futures.Future.done(self):
                 self.set_result(None)
 
@@ -165,16 +174,21 @@ class Job(Handle, concurrent.futures.Future):  # type: ignore[type-arg]
             What the job raised, with the node's traceback as ``__cause__``.
         """
         concurrent.futures.Future.result(self, timeout)
+        value = self._load()
+        if self.bind is not None:
+            self.bind(value)
+        return value
+
+    def _load(self) -> Any:
         if self._loaded is None:
-            value = results.load_task(self.run, 0)
-            self._loaded = (True, value)
+            self._loaded = (True, results.load_task(self.run, 0))
         return self._loaded[1]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what :meth:`result` would raise, or ``None``."""
         concurrent.futures.Future.result(self, timeout)
         try:
-            self.result(0)
+            self._load()
         except Exception as error:  # noqa: BLE001  handed on as a value
             return error
         return None
@@ -349,7 +363,10 @@ class ArrayJob(Handle, Sequence[Task]):
                 raise value
             if good or errors == "return":
                 values[task] = value
-        return [values[task] for task in sorted(values)]
+        found = [values[task] for task in sorted(values)]
+        if self.bind is not None and errors == "raise":
+            self.bind(found)
+        return found
 
     result = results
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import frames
+from .backends.base import Submission
 from .errors import HybridError, JobNotFound
-from .spec import JobSpec, JobState, Resources, new_id
 from .pool import Pool, default_store, get_pool
 from .progress import DONE, Progress
 from .script import render
+from .spec import JobSpec, JobState, Resources, new_id
 from .storage import Attempt, RunFolder, ranges
 from .tracker import Run, follow
+
+log = logging.getLogger(__name__)
 
 
 def versions() -> dict[str, str]:
@@ -88,23 +92,10 @@ def launch(
     for job_id in after:
         store.job(job_id)
     tasks = 1 if items is None else len(items)
-    spec = JobSpec(
-        id=new_id(),
-        name=name,
-        pool=pool.name,
-        kind=kind,
-        tasks=tasks,
-        array=items is not None,
-        batch=batch,
-        resources=resources,
-        created=time.time(),
-        after=tuple(after),
-        out=tuple(out),
-        origin={"directory": os.getcwd(), "user": _user(), "host": os.uname().nodename, **(origin or {})},
-        keys=dict(keys or {}),
-        versions=versions(),
-        settings=pool.settings(directory or os.getcwd(), tuple(arguments)),
-    )
+    spec = make_spec(
+        pool, kind=kind, name=name, tasks=tasks, array=items is not None, resources=resources, batch=batch,
+        after=after, out=out, origin=origin, keys=keys, arguments=arguments, directory=directory,
+    )  # fmt: skip
     with pool.storage.create(spec) as folder:
         if isinstance(payload, bytes):
             folder.write("payload.sh", payload, 0o700)
@@ -130,6 +121,64 @@ def launch(
     return run
 
 
+def make_spec(
+    pool: Pool,
+    *,
+    kind: str,
+    name: str,
+    tasks: int,
+    array: bool,
+    resources: Resources,
+    batch: int = 1,
+    after: Sequence[str] = (),
+    out: Sequence[str] = (),
+    origin: Mapping[str, Any] | None = None,
+    keys: Mapping[str, str] | None = None,
+    arguments: Sequence[str] = (),
+    directory: str | None = None,
+) -> JobSpec:
+    """Return the specification of a new job; see :func:`launch`."""
+    return JobSpec(
+        id=new_id(),
+        name=name,
+        pool=pool.name,
+        kind=kind,
+        tasks=tasks,
+        array=array,
+        batch=batch,
+        resources=resources,
+        created=time.time(),
+        after=tuple(after),
+        out=tuple(out),
+        origin={"directory": os.getcwd(), "user": _user(), "host": os.uname().nodename, **(origin or {})},
+        keys=dict(keys or {}),
+        versions=versions(),
+        settings=pool.settings(directory or os.getcwd(), tuple(arguments)),
+    )
+
+
+def preview(pool: Pool, spec: JobSpec) -> list[tuple[Submission, str]]:
+    """Return what launch would have submitted for a job: each submission with its script. Nothing is written."""
+    attempt = pool.plan(default_store(), 1, 0, ((0, spec.tasks),), spec.batch, spec.resources)
+    folder = pool.storage.root / spec.id
+    return [
+        (
+            Submission(
+                tag=f"{spec.id}.1.{chunk}",
+                name=spec.name,
+                script=folder / f"script.{first}.sh",
+                logs=folder / "logs",
+                first=first,
+                count=attempt.chunks[chunk],
+                array=attempt.batches > 1,
+                resources=spec.resources,
+            ),
+            text,
+        )
+        for chunk, (first, text) in enumerate(_scripts(pool, folder, spec, attempt))
+    ]
+
+
 def _user() -> str:
     import getpass
 
@@ -140,11 +189,15 @@ def _user() -> str:
 
 
 def _write_attempt(pool: Pool, folder: RunFolder, spec: JobSpec, attempt: Attempt) -> None:
-    for chunk in range(len(attempt.chunks)):
-        first = attempt.chunk_first(chunk)
-        text = render(spec, folder.path, pool.storage.worker, attempt.number, first, pool.backend.index_variable)
+    for first, text in _scripts(pool, folder.path, spec, attempt):
         folder.write(f"script.{first}.sh", text.encode(), 0o700)
     folder.write(f"attempt-{attempt.number}.json", json.dumps(attempt.to_json()).encode())
+
+
+def _scripts(pool: Pool, folder: Path, spec: JobSpec, attempt: Attempt) -> Iterator[tuple[int, str]]:
+    for chunk in range(len(attempt.chunks)):
+        first = attempt.chunk_first(chunk)
+        yield first, render(spec, folder, pool.storage.worker, attempt.number, first, pool.backend.index_variable)
 
 
 def _reuse(folder: RunFolder, task_keys: Sequence[str]) -> dict[int, Any]:
@@ -285,9 +338,12 @@ def reindex() -> int:
     for name in load().pools:
         pool = get_pool(name)
         for folder in pool.storage.folders():
-            if folder.spec.pool == name:
-                _reindex_job(folder)
-                found += 1
+            try:
+                if folder.spec.pool == name:
+                    _reindex_job(folder)
+                    found += 1
+            except (HybridError, KeyError, TypeError, ValueError) as error:  # one damaged folder is no other's loss
+                log.warning("%s is no run folder that can be read: %s", folder.path, error)
     store.close()
     return found
 
