@@ -159,4 +159,5 @@ def _call(arguments: argparse.Namespace) -> int:
         return 1
     finally:
         line.clear()
+        tracker.leave()
     return status

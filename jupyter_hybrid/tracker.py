@@ -231,8 +231,12 @@ class PoolTracker:
                 for job_id, run in list(self.runs.items()):
                     row = active.get(job_id)
                     if row is None:
-                        with contextlib.suppress(JobNotFound):
+                        try:
                             run.row = self.store.job(job_id)
+                        except JobNotFound:  # cleaned up elsewhere; it must not hold up the pool's other jobs
+                            run.row = run.row._replace(
+                                state=JobState.FAILED, cause=Cause.RESULT_LOST, reason="the job was removed"
+                            )
                     else:
                         run.row = row
                     if not self.holds:
@@ -364,7 +368,10 @@ class PoolTracker:
         """Return the native ids to wait for; ``None`` while a dependency is not there yet."""
         natives: list[str] = []
         for job_id in run.spec.after:
-            row = self.store.job(job_id)
+            try:
+                row = self.store.job(job_id)
+            except JobNotFound:
+                raise SubmitRejected(f"job {job_id}, which this one waits for, has been removed") from None
             if row.state is JobState.COMPLETED:
                 continue
             if row.state.final:
@@ -562,6 +569,11 @@ class Tracker:
             if key not in self._pools:
                 self._pools[key] = PoolTracker(pool, store)
             return self._pools[key]
+
+    def leave(self) -> None:
+        """Give the leases of this process back."""
+        for tracker in list(self._pools.values()):
+            tracker.leave()
 
     def flush(self) -> None:
         """Hand the schedulers what this process has promised them; the end of a script must not lose it."""
