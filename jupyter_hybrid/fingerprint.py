@@ -23,7 +23,7 @@ from typing import Any
 
 from xxhash import xxh3_128, xxh3_128_digest
 
-from .capture import global_names, parse
+from .cellnames import global_names, parse
 from .errors import HybridError
 
 _HAS_DOCSTRING = 0x4000000  # a flag of code objects from Python 3.14; before, constant 0 is the docstring or None

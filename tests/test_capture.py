@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jupyter_hybrid import capture, cellrun, frames
+from jupyter_hybrid import capture, cellnames, cellrun, frames
 from jupyter_hybrid.errors import CaptureError
 
 
 def names(source: str) -> capture.CellNames:
-    return capture.analyse(textwrap.dedent(source))
+    return cellnames.analyse(textwrap.dedent(source))
 
 
 @pytest.mark.parametrize(
