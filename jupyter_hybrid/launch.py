@@ -342,7 +342,7 @@ def reindex() -> int:
                 if folder.spec.pool == name:
                     _reindex_job(folder)
                     found += 1
-            except (HybridError, KeyError, TypeError, ValueError) as error:  # one damaged folder is no other's loss
+            except (HybridError, KeyError, TypeError, ValueError) as error:  # noqa: PERF203  one by one is the point
                 log.warning("%s is no run folder that can be read: %s", folder.path, error)
     store.close()
     return found
