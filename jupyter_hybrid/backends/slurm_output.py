@@ -173,7 +173,8 @@ def _columns(names: str) -> str:
 
 SQUEUE_FORMAT = _columns("ArrayJobID,ArrayTaskID,State,exit_code,RestartCnt,StartTime,EndTime,NodeList,Reason")
 """``-O``, since ``-o`` has neither exit status nor restarts. The job's name is left out: it may hold anything."""
-SACCT_FORMAT = "JobID,State,ExitCode,Start,End,NodeList,TotalCPU,MaxRSS,ReqMem,Reason"
+SACCT_FORMAT = "JobID,State,ExitCode,Start,End,NodeList,TotalCPU,MaxRSS,AllocTRES,Reason"
+"""``AllocTRES`` for the memory: ``ReqMem`` is nonsense ("16?") in the first moments after a job's end."""
 SINFO_FORMAT = _columns("NodeList,Partition,Available,Time,StateLong,CPUsState,Memory,Gres,GresUsed")
 
 _Key = tuple[str, "int | None"]
@@ -230,7 +231,7 @@ def parse_sacct(text: str) -> dict[_Key, Observation]:
     """Parse ``sacct -D -n -P --format=SACCT_FORMAT`` with its steps: the last record of each batch.
 
     ``-D`` shows every run of a requeued job, in order. What the steps add: peak memory, and an OOM kill that the job's
-    own state does not tell, be it the step's state or a peak above what the job had asked for.
+    own state does not tell, be it the step's state or a peak above the job's memory.
     """
     seen: dict[_Key, Observation] = {}
     limits: dict[_Key, int | None] = {}
@@ -240,7 +241,7 @@ def parse_sacct(text: str) -> dict[_Key, Observation]:
         if match is None or len(fields) < 10:
             continue  # Waiting elements of an array are one record, "12_[3-9]"; squeue lists them one by one.
         key = match[1], int(match[2]) if match[2] else None
-        word, status, start, end, nodes, cpu, memory, limit, reason = fields[1:10]
+        word, status, start, end, nodes, cpu, memory, tres, reason = fields[1:10]
         known = seen.get(key)
         if match[3]:
             if known is not None:
@@ -255,7 +256,8 @@ def parse_sacct(text: str) -> dict[_Key, Observation]:
             cause = Cause.DEPENDENCY_FAILED  # A person's scancel says "by <uid>"; this is --kill-on-invalid-dep.
         elif cause is Cause.USER_ERROR and not ran:
             cause, code = Cause.SUBMIT_REJECTED, None  # What a refused sbatch leaves behind.
-        limits[key] = _bytes(limit.rstrip("cn"))
+        granted = re.search(r"(?:^|,)mem=([^,]+)", tres)
+        limits[key] = _bytes(granted[1]) if granted else None
         seen[key] = Observation(
             native_id=key[0],
             index=key[1],

@@ -20,6 +20,7 @@ from jupyter_hybrid.backends.slurm import (
     SubmitLater,
     foreign_variables,
     job_name,
+    order_error,
     parse_submit,
     ranges,
     submit_command,
@@ -27,6 +28,7 @@ from jupyter_hybrid.backends.slurm import (
 )
 from jupyter_hybrid.backends.slurm_output import (
     STATES,
+    elements,
     outcome,
     parse_config,
     parse_names,
@@ -35,9 +37,9 @@ from jupyter_hybrid.backends.slurm_output import (
     parse_squeue,
     waiting_reason,
 )
-from jupyter_hybrid.errors import PoolUnreachable, ResourceError, SubmitRejected, SubmitUnclear
-from jupyter_hybrid.spec import Cause, JobState, Resources
+from jupyter_hybrid.errors import HybridError, PoolUnreachable, ResourceError, SubmitRejected, SubmitUnclear
 from jupyter_hybrid.process import Completed
+from jupyter_hybrid.spec import Cause, JobState, Resources
 
 TAG = "k7f2q9xm1a.1.0"
 RECORDS: Mapping[str, Mapping[str, Any]] = {
@@ -238,6 +240,28 @@ class TestSubmitErrors:
         assert isinstance(submit_error(Completed((), code, "", "")), SubmitUnclear)
 
 
+class TestOrderErrors:
+    @staticmethod
+    def error(name: str) -> Exception | None:
+        record = RECORDS[name]
+        return order_error(Completed(("scancel", "34"), int(record["rc"]), record["out"], record["err"]))
+
+    @pytest.mark.parametrize("name", ["lab2-hung-scancel", "lab2-down-scancel", "lab2-down-scontrol"])
+    def test_not_reached(self, name: str) -> None:
+        assert isinstance(self.error(name), PoolUnreachable)
+
+    @pytest.mark.parametrize("name", ["lab2-other-scancel", "lab2-other-scontrol"])
+    def test_another_users_job(self, name: str) -> None:
+        error = self.error(name)
+        assert isinstance(error, HybridError)
+        assert not isinstance(error, PoolUnreachable)
+        assert "Slurm refused scancel 34" in str(error)
+
+    @pytest.mark.parametrize("name", ["lab3-hold-finished", "lab3-hold-unknown"])
+    def test_what_has_ended_is_no_error(self, name: str) -> None:
+        assert self.error(name) is None
+
+
 class TestStates:
     @pytest.mark.parametrize(
         ("text", "reason", "status", "expected"),
@@ -314,22 +338,25 @@ class TestStates:
 class TestSqueue:
     def test_a_node_failure_with_and_without_requeue(self) -> None:
         jobs = {job.native_id: job for job in parse_squeue(out("lab3-squeue"))}
-        failed = jobs["18"]
+        failed = jobs["26"]
         assert (failed.state, failed.cause, failed.host) == (JobState.FAILED, Cause.NODE_FAILURE, "node2")
-        assert (failed.started, failed.ended) == (1795248244.0, 1795248245.0)
-        again = jobs["19"]
-        assert (again.state, again.restarts, again.estimated_start) == (JobState.PENDING, 1, 1795248366.0)
+        assert (failed.started, failed.ended) == (1795248696.0, 1795248699.0)
+        again = jobs["27"]
+        assert (again.state, again.restarts, again.estimated_start) == (JobState.PENDING, 1, 1795248820.0)
         assert again.started is None
         assert again.reason.startswith("BeginTime (")
 
     def test_the_record_of_a_refused_job(self) -> None:
-        [job] = [job for job in parse_squeue(out("lab3-squeue")) if job.native_id == "21"]
+        [job] = [job for job in parse_squeue(out("lab3-squeue")) if job.native_id == "29"]
         assert (job.state, job.cause, job.started) == (JobState.FAILED, Cause.SUBMIT_REJECTED, None)
 
     def test_array_elements_and_running_jobs(self) -> None:
         jobs = {(job.native_id, job.index): job for job in parse_squeue(out("lab3-squeue"))}
         assert jobs["13", 1000].state is JobState.PENDING
-        running = jobs["17", None]
+        assert [index for number, index in jobs if number == "23"] == list(range(1, 1000, 2))
+        assert [index for number, index in jobs if number == "31"] == [0, 2, 4, 6, 8]
+        assert jobs["25", 10].state is JobState.CANCELLED
+        running = jobs["30", None]
         assert (running.state, running.reason, running.host) == (JobState.RUNNING, "", "node1")
         assert running.ended is None
         assert running.exit_code is None
@@ -413,7 +440,7 @@ class TestFind:
     def test_names_of_any_kind(self) -> None:
         tags = ["kaaaaaaaaa.1.0", "kaaaaaaaab.1.0", "kaaaaaaaac.1.0", "kaaaaaaaad.1.0", "kaaaaaaaae.1.0"]
         # …ab's own name had a line break before the tag; no such name is ever submitted here. …ad was refused.
-        assert parse_names(out("lab3-names"), tags) == {"kaaaaaaaaa.1.0": "18", "kaaaaaaaac.1.0": "20"}
+        assert parse_names(out("lab3-names"), tags) == {"kaaaaaaaaa.1.0": "26", "kaaaaaaaac.1.0": "28"}
 
     def test_a_refused_submission_in_accounting_is_none(self) -> None:
         assert parse_names(out("lab3-sacct-names"), ["kaaaaaaaaa.1.0"]) == {}
@@ -429,12 +456,12 @@ class TestFind:
 class TestSinfo:
     def test_gpus_and_nodes_in_several_partitions(self) -> None:
         pool = parse_sinfo(out("lab3-sinfo-gpu"))
-        assert (pool.nodes, pool.free_cpus, pool.total_cpus) == (2, 13, 16)
+        assert (pool.nodes, pool.free_cpus, pool.total_cpus) == (2, 11, 16)
         assert (pool.free_gpus, pool.total_gpus) == (3, 4)
         assert pool.memory == 16384 * 2**20
         main, short = pool.partitions
         assert (main.name, main.default, main.time, main.nodes) == ("main", True, None, 2)
-        assert (short.name, short.default, short.time, short.free_cpus) == ("short", False, 300.0, 13)
+        assert (short.name, short.default, short.time, short.free_cpus) == ("short", False, 300.0, 11)
 
     def test_nothing_is_free_on_a_drained_node(self) -> None:
         pool = parse_sinfo(out("lab3-sinfo-drained"))
@@ -475,14 +502,27 @@ def test_config() -> None:
     assert config["MinJobAge"] == "60 sec"
 
 
-@given(st.sets(st.integers(0, 5000)))
+@given(st.sets(st.integers(0, 5000), min_size=1))
 def test_ranges_are_the_indices(indices: set[int]) -> None:
-    named: list[int] = []
-    for part in ranges(indices):
-        for word in part.split(","):
-            low, _, high = word.partition("-")
-            named += range(int(low), int(high or low) + 1)
-    assert named == sorted(indices)
+    assert [index for part in ranges(indices) for index in elements(part)] == sorted(indices)
+
+
+def test_no_indices_are_no_range() -> None:
+    assert ranges([]) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "indices"),
+    [
+        ("N/A", [None]),
+        ("7", [7]),
+        ("0-3,7,10-20:5%2", [0, 1, 2, 3, 7, 10, 15, 20]),
+        ("1-9:2", [1, 3, 5, 7, 9]),
+        ("0-99999999999", [None]),
+    ],
+)
+def test_elements(text: str, indices: list[int | None]) -> None:
+    assert elements(text) == indices
 
 
 def test_variables_of_the_user_and_of_an_outer_job_stay_out() -> None:
