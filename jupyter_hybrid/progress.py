@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +19,8 @@ from .frames import VALUE, Entry, FrameMissing, read_entry
 from .spec import Cause, JobState
 from .storage import Attempt, RunFolder
 from .store import BatchRow
+
+log = logging.getLogger(__name__)
 
 WAITING, RUNNING, DONE, FAILED = 0, 1, 2, 3
 """Marks of a task in :attr:`Progress.marks`."""
@@ -35,7 +40,7 @@ class TaskResult(NamedTuple):
 
 @dataclass
 class BatchProgress:
-    """What the worker of one batch has written. `why` is empty while it runs."""
+    """What the worker of one batch has written. `why` is empty while it runs; `news` is monotonic time here."""
 
     started: float | None = None
     ended: float | None = None
@@ -46,6 +51,7 @@ class BatchProgress:
     beat: float | None = None
     cpu_seconds: float | None = None
     peak_memory: int | None = None
+    news: float = field(default_factory=time.monotonic)
     claims: list[tuple[int, int]] = field(default_factory=list)
     read: int = 0
     settled: bool = False
@@ -99,7 +105,7 @@ class Progress:
             return changed
         for entry in entries:
             name, _, ending = entry.name.partition(".")
-            if ending != "jsonl":
+            if ending != "jsonl" or not name.isdecimal():
                 continue
             batch = self.batches.get(int(name))
             if batch is None:
@@ -107,6 +113,12 @@ class Progress:
             if not batch.settled and entry.stat().st_size > batch.read:
                 changed |= self._read(int(name), batch, entry.path)
         return changed
+
+    def look(self, number: int) -> None:
+        """Read on in the status file of one batch whatever its size is said to be: opening it makes NFS look again."""
+        with contextlib.suppress(FileNotFoundError):
+            path = os.path.join(self.folder.path, "status", f"{number}.jsonl")
+            self._read(number, self.batches.get(number) or self.batches.setdefault(number, BatchProgress()), path)
 
     def _new_attempts(self) -> bool:
         changed = False
@@ -128,7 +140,12 @@ class Progress:
         whole = data.rfind(b"\n") + 1
         batch.read += whole
         for line in data[:whole].splitlines():
-            self._event(number, batch, json.loads(line))
+            try:
+                self._event(number, batch, json.loads(line))
+            except (ValueError, KeyError, TypeError, IndexError):  # noqa: PERF203  cut by a full disk or a killed node
+                log.warning("%s: a line cannot be read: %r", path, line[:200])
+        if whole:
+            batch.news = time.monotonic()
         return whole > 0
 
     def _event(self, number: int, batch: BatchProgress, event: dict[str, Any]) -> None:
@@ -273,16 +290,17 @@ def judge(
     unfinished = progress.marks.count(WAITING) + progress.marks.count(RUNNING) - len(lost)
     if unfinished <= 0 or all(number in over for number in every):
         return _final(progress, lost, cancelled)
+    begun = any(number in progress.batches for number in every)
     live = [number for number in every if number not in over]
     states = {observed[number].state for number in live if number in observed}
     working = [number for number in live if number in progress.batches and not progress.batches[number].why]
     running = max(len(working), sum(1 for n in live if n in observed and observed[n].state is JobState.RUNNING))
     waiting = next((observed[n].reason for n in live if n in observed and observed[n].state is JobState.PENDING), "")
-    if running or progress.done or progress.failed:
-        return Verdict(JobState.RUNNING, None, waiting if not running else "", running, lost)
     if states == {JobState.UNKNOWN}:
         reason = next(observed[n].reason for n in live if n in observed)
         return Verdict(JobState.UNKNOWN, None, reason, 0, lost)
+    if running or begun:
+        return Verdict(JobState.RUNNING, None, waiting if not running else "", running, lost)
     return Verdict(JobState.PENDING if submitted else JobState.NEW, None, waiting, 0, lost)
 
 
@@ -292,6 +310,8 @@ def _final(progress: Progress, lost: Mapping[int, Lost], cancelled: bool) -> Ver
     causes: Counter[Cause] = Counter(loss.cause for loss in lost.values())
     if progress.failed:
         causes[Cause.USER_ERROR] += progress.failed
+    if not causes:
+        return Verdict(JobState.FAILED, Cause.RESULT_LOST, "its run folder has lost the plan of its tasks", 0, {})
     cause = Cause.CANCELLED if cancelled and not progress.complete else causes.most_common(1)[0][0]
     if cause is Cause.USER_ERROR:
         failed = progress.marks.find(FAILED)
@@ -329,6 +349,12 @@ def _lost(progress: Progress, attempt: Attempt, over: Mapping[int, Lost | None])
                 yield task, worst
 
 
+_EXITS = {
+    73: "the run folder could not be entered on the node: is the storage there?",
+    74: "the node could not write to the run folder: is its disk full, or a quota used up?",
+}
+
+
 def ending(batch: BatchProgress | None, row: BatchRow | None) -> Lost | None:
     """Return what became of the unfinished tasks of a batch that surely runs no more; ``None`` if it ended well.
 
@@ -343,6 +369,8 @@ def ending(batch: BatchProgress | None, row: BatchRow | None) -> Lost | None:
         return Lost(JobState.FAILED, Cause.INFRASTRUCTURE, batch.error)
     if row is not None and row.cause is not None:
         return Lost(_STATE_OF.get(row.cause, JobState.FAILED), row.cause, row.reason or row.cause.value)
+    if row is not None and row.exit_code in _EXITS:
+        return Lost(JobState.FAILED, Cause.INFRASTRUCTURE, _EXITS[row.exit_code])
     if row is not None and row.exit_code == 127:
         return Lost(JobState.FAILED, Cause.INFRASTRUCTURE, "a command of the job script was not found: see the log")
     if row is not None and (row.exit_code or 0) > 128:

@@ -8,20 +8,22 @@ as saying so.
 Files it reads: ``spec.json``, ``attempt-<n>.json``, ``payload.bin``, ``items.bin``. Files it writes:
 
 ``status/<batch>.owner``
-    Native id of the submission that runs the batch; a second submission of the same batch finds it and ends.
+    A symbolic link to nothing that names the submission (its native id) that runs the batch; a second submission of
+    the same batch finds it and ends. A link, because it is there with its content or not at all.
 ``status/<batch>.jsonl``
     One line an event: ``start``, ``claim``, ``run``, ``done``, ``beat``, ``end``.
 ``results/<batch>.part``, then ``.bin``
-    Frames of each task as it ends; renamed when the batch has ended.
+    Frames of each task as it ends; renamed when the batch has ended by itself.
 ``outputs/<batch>.jsonl``
     What a cell displayed, one nbformat output a line.
 ``claims/<attempt>-<k>``
-    Exclusive claim of the k-th share of a pulled array.
+    Exclusive claim of the k-th share of a pulled array: a link that names the batch.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 
 BEAT = 10.0  # seconds between heartbeats
 SHOWN_AFTER = 0.2  # seconds after which a task that still runs is written down as running
-MARGIN = 5.0  # seconds kept free before the walltime
+FULL = 74  # exit status of a worker that could not write to the storage: EX_IOERR of sysexits.h
+MARGIN = 5.0  # most seconds kept free before the walltime; a tenth of it if that is less
 
 
 class Terminated(BaseException):
@@ -86,7 +89,10 @@ class _Batch:
         self.status_file = -1
         self.outputs_file = -1
         self.writer: Any = None
-        self.restarted = False
+        self.pid = os.getpid()
+        self.streams = {1: sys.stdout, 2: sys.stderr}
+        self.kept = {1: os.dup(1), 2: os.dup(2)}
+        self.home = os.open(".", os.O_RDONLY)
 
     def path(self, *parts: str) -> str:
         return os.path.join(self.folder, *parts)
@@ -100,22 +106,19 @@ class _Batch:
     def say(self, event: str, **fields: Any) -> None:
         """Append one line to the status file by a single write."""
         line = json.dumps({"e": event, "t": time.time(), **fields}, separators=(",", ":")) + "\n"
-        os.write(self.status_file, line.encode())
+        data = memoryview(line.encode())
+        while data:  # in one piece, unless the disk is full
+            data = data[os.write(self.status_file, data) :]
 
-    def own(self) -> tuple[bool, bool]:
-        """Return whether this submission may run the batch, and whether it has run before."""
+    def own(self) -> bool:
+        """Return whether this submission may run the batch: it is the first one, or the same one started anew."""
         path = self.path("status", f"{self.batch}.owner")
+        name = self.native or "-"
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            os.symlink(name, path)
         except FileExistsError:
-            with open(path) as file:
-                owner = file.read()
-            # An owner file without content: its writer died between two system calls; only one restart gets here.
-            return owner in (self.native, ""), True
-        os.write(descriptor, self.native.encode())
-        os.fsync(descriptor)
-        os.close(descriptor)
-        return True, False
+            return os.readlink(path) == name
+        return True
 
     def beat(self) -> None:
         """Write heartbeats until the batch has ended, and bring what is written to the storage."""
@@ -123,7 +126,7 @@ class _Batch:
         while not self.ended.wait(SHOWN_AFTER):
             now = time.monotonic()
             current = self.current
-            with self.lock:
+            with self.lock, contextlib.suppress(OSError):  # a full disk may have room again at the next beat
                 if self.ended.is_set():
                     return
                 if current is not None and current != self.shown and now - current[1] > SHOWN_AFTER:
@@ -162,34 +165,46 @@ class _Batch:
         """Return whether a share is this batch's own: claimed now, or by its own earlier run."""
         path = self.path("claims", f"{self.attempt}-{number}")
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            os.symlink(str(self.batch), path)
         except FileExistsError:
-            if not self.restarted:
-                return False
-            with open(path) as file:
-                return file.read() == str(self.batch)
-        os.write(descriptor, str(self.batch).encode())
-        os.close(descriptor)
+            return os.readlink(path) == str(self.batch)
         return True
 
     def time_left(self) -> float:
         limit = self.plan["resources"].get("time")
-        return float("inf") if limit is None else limit - MARGIN - (time.monotonic() - self.started)
+        return float("inf") if limit is None else limit - min(MARGIN, limit / 10) - (time.monotonic() - self.started)
 
-    def run(self, restarted: bool) -> int:
+    def resume(self) -> set[int]:
+        """Open the result file, with what an earlier run of this batch left there; return the tasks it has ended."""
+        part, finished = self.path("results", f"{self.batch}.part"), self.path("results", f"{self.batch}.bin")
+        if os.path.exists(finished):
+            os.rename(finished, part)  # killed before it could say so
+        self.writer = self.frames.Writer.resume(part)
+        said = self.said()
+        for entry in self.writer.entries:
+            failed = entry.kind != self.frames.VALUE
+            self.failed += failed
+            if (entry.task, entry.offset) not in said:
+                self.say_done(entry, 0.0, "failed before the restart" if failed else "", (0, 0))
+        return {entry.task for entry in self.writer.entries}
+
+    def said(self) -> set[tuple[int, int]]:
+        """Return task and offset of the ends that the status file tells, and end its last line if it is cut."""
+        with open(self.path("status", f"{self.batch}.jsonl"), "rb") as file:
+            data = file.read()
+        if data and not data.endswith(b"\n"):
+            os.write(self.status_file, b"\n")
+        found = set()
+        for line in data.splitlines():
+            with contextlib.suppress(ValueError):
+                event = json.loads(line)
+                if event["e"] == "done":
+                    found.add((event["task"], event["o"]))
+        return found
+
+    def run(self) -> int:
         """Run the tasks of the batch and return the exit status."""
-        self.restarted = restarted
-        frames, part = self.frames, self.path("results", f"{self.batch}.part")
-        done: set[int] = set()
-        if restarted and os.path.exists(self.path("results", f"{self.batch}.bin")):
-            return 0  # it had ended already
-        if restarted and os.path.exists(part):
-            self.writer = frames.Writer.resume(part)
-            for entry in self.writer.entries:
-                done.add(entry.task)
-                self.say_done(entry, 0.0, "" if entry.kind == frames.VALUE else "failed before the restart", (0, 0))
-        else:
-            self.writer = frames.Writer(part)
+        done = self.resume()
         threading.Thread(target=self.beat, daemon=True).start()
         why = "done"
         try:
@@ -208,24 +223,33 @@ class _Batch:
             why = "terminated"
         with self.lock:
             self.ended.set()
-            self.writer.finish(self.path("results", f"{self.batch}.bin"))
+            if why == "terminated":  # a scheduler that starts the batch anew finds what it has done so far
+                self.writer.sync()
+                self.writer.close()
+            else:
+                self.writer.finish(self.path("results", f"{self.batch}.bin"))
             self.say("end", why=why, cpu=cpu_seconds(), rss=peak_memory(), failed=self.failed)
             os.fsync(self.status_file)
         return {"done": 1 if self.failed else 0, "walltime": 75, "terminated": 143}[why]
 
     def run_task(self, task: int, call: Callable[[int, Any], Any], items: Callable[[int], Any]) -> None:
         frames = self.frames
+        self.restore()
         start = time.monotonic()
-        log_start = log_position()
+        log_start = self.log_position()
         self.current = (task, start)
         error = ""
         try:
             value = call(task, items(task))
+            if os.getpid() != self.pid:
+                leave_child(None)
             kind, data = frames.VALUE, self.encode_value(value)
             del value
-        except Terminated:
-            raise
         except BaseException as problem:  # noqa: BLE001  whatever the user's code raises is its result
+            if os.getpid() != self.pid:
+                leave_child(problem)
+            if isinstance(problem, Terminated) or self.stop == "terminated":
+                raise Terminated from None
             kind, (error, data) = frames.ERROR, self.encode_error(problem)
             self.failed += 1
         self.current = None
@@ -234,7 +258,24 @@ class _Batch:
         self.longest = max(self.longest, seconds)
         entry = self.writer.append(task, kind, data)
         with self.lock:
-            self.say_done(entry, seconds, error, (log_start, log_position()))
+            self.say_done(entry, seconds, error, (log_start, self.log_position()))
+
+    def restore(self) -> None:
+        """Undo what an earlier task did to what it shares with the next one: streams and working directory."""
+        for number in (1, 2):
+            try:
+                os.fstat(number)
+            except OSError:
+                os.dup2(self.kept[number], number)
+            if self.streams[number].closed:
+                self.streams[number] = os.fdopen(number, "w", 1, "utf-8", "backslashreplace", closefd=False)
+        sys.stdout, sys.stderr = self.streams[1], self.streams[2]
+        os.fchdir(self.home)
+
+    def log_position(self) -> int:
+        """Return the size of the log so far, in bytes; 0 if it is no file."""
+        flush()
+        return os.fstat(self.kept[1]).st_size
 
     def say_done(self, entry: Any, seconds: float, error: str, log: tuple[int, int]) -> None:
         fields = {"task": entry.task, "o": entry.offset, "l": entry.length, "c": entry.checksum, "s": round(seconds, 6)}
@@ -256,11 +297,19 @@ class _Batch:
     def encode_error(self, problem: BaseException) -> tuple[str, list[Any]]:
         """Return the first line of an exception and its frames: the exception itself, its text and traceback."""
         text = "".join(traceback.format_exception(type(problem), problem, own_frames(problem.__traceback__)))
-        line = traceback.format_exception_only(type(problem), problem)[-1].strip()[:500]
-        if not isinstance(problem, ScriptFailed):
-            sys.stderr.write(text)
+        lines = traceback.format_exception_only(type(problem), problem)  # notes follow the exception's own line
+        line = lines[-1 if isinstance(problem, SyntaxError) else 0].strip()[:500]
+        if isinstance(problem, ScriptFailed):
+            line = text = str(problem)
+        else:
+            try:
+                sys.stderr.write(text)
+            except Exception:  # noqa: BLE001  closed or replaced by the user's code
+                os.write(self.kept[2], text.encode(errors="backslashreplace"))
         problem = problem.with_traceback(None)
         try:
+            if type(problem).__module__.startswith("hybrid_"):
+                raise TypeError("a class that the notebook cannot import")
             data = self.frames.encode((problem, line, text))
             self.frames.decode([bytes(frame) for frame in data])
         except Exception:  # noqa: BLE001  an exception that does not pickle travels as text
@@ -336,20 +385,24 @@ class _Batch:
         return code
 
 
+def leave_child(problem: BaseException | None) -> None:
+    """End a process that the user's code forked and that came back from it, as Python would have ended it."""
+    code: Any = 0
+    if isinstance(problem, SystemExit):
+        code = problem.code or 0
+    elif problem is not None:
+        code = 1
+        with contextlib.suppress(Exception):
+            traceback.print_exception(type(problem), problem, own_frames(problem.__traceback__))
+    flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
 def flush() -> None:
     """Bring standard output and standard error to the log."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(Exception):  # closed or replaced by the user's code
             stream.flush()
-
-
-def log_position() -> int:
-    """Return the size of the log so far, in bytes."""
-    flush()
-    try:
-        return os.fstat(1).st_size
-    except OSError:
-        return 0
 
 
 def own_frames(trace: TracebackType | None) -> TracebackType | None:
@@ -377,18 +430,18 @@ def main(argv: list[str]) -> int:
     own = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if entry != own] + [own]
     batch = _Batch(argv[0], int(argv[1]), int(argv[2]), hybrid_frames)
-    mine, restarted = batch.own()
-    if not mine:
+    if not batch.own():
         sys.stdout.write(f"jupyter_hybrid: batch {batch.batch} is run by another submission; nothing to do\n")
         return 0
     flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY
     batch.status_file = os.open(batch.path("status", f"{batch.batch}.jsonl"), flags, 0o600)
     version = "{}.{}".format(*sys.version_info)
 
-    def refuse(message: str) -> int:
+    def refuse(message: str, code: int = 70) -> int:
         sys.stderr.write(f"jupyter_hybrid: {message}\n")
-        batch.say("end", why="infrastructure", err=message)
-        return 70
+        with contextlib.suppress(OSError):  # the exit status says it, too
+            batch.say("end", why="infrastructure", err=message)
+        return code
 
     wanted = batch.spec["versions"].get("python", version)
     if batch.spec["kind"] != "script" and ".".join(wanted.split(".")[:2]) != version:
@@ -398,7 +451,12 @@ def main(argv: list[str]) -> int:
         )
 
     def terminate(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != batch.pid:  # a child of the user's code, which dies of it as any process does
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        batch.stop = "terminated"
         raise Terminated
 
     def warn(number: int, frame: FrameType | None) -> None:
@@ -408,11 +466,12 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGUSR2, warn)
     batch.say("start", host=os.uname().nodename, pid=os.getpid(), python=sys.version.split()[0], native=batch.native)
     try:
-        return batch.run(restarted)
+        return batch.run()
     except Terminated:
         batch.say("end", why="terminated")
         return 143
     except Exception as problem:  # noqa: BLE001  said to the user, not lost in a log
         traceback.print_exc()
         line = traceback.format_exception_only(type(problem), problem)[-1].strip()
-        return refuse("the worker could not run the batch: " + line)
+        full = isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT)
+        return refuse("the worker could not run the batch: " + line, FULL if full else 70)
