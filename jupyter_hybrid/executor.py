@@ -174,7 +174,10 @@ class Executor(concurrent.futures.Executor):
             resources=self._resources,
             batch=batch,
             after=self._after,
-            origin={"function": f"{getattr(fn, '__module__', '')}.{function}"},
+            origin={
+                "function": f"{getattr(fn, '__module__', '')}.{function}",
+                "parameters": [] if items is None else _parameters(fn),
+            },
             keys=keys,
             task_keys=task_keys,
             directory=self._directory,
@@ -215,6 +218,17 @@ def job_ids(jobs: Iterable[Any]) -> list[str]:
     if isinstance(jobs, (str, Handle)):
         jobs = [jobs]
     return [each.id if isinstance(each, Handle) else default_store().job(str(each)).id for each in jobs]
+
+
+def _parameters(fn: Callable[..., Any]) -> list[str]:
+    """Return the names under which a function takes positional arguments, as far as it says them."""
+    import inspect
+
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
 
 
 def _pack_items(arguments: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
