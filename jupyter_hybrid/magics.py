@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import itertools
-import keyword
-import os
 import shlex
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import MagicArgumentParser
 
-from .errors import CaptureError, near_match
-
-if TYPE_CHECKING:
-    from .handles import ArrayJob, Job
-    from .pool import Pool
+from .errors import near_match
 
 KINDS = ("local", "slurm")
 """Kinds of pools that have a cell magic of their own."""
-
-_RESOURCES = ("cpus", "memory", "time", "gpus", "nodes", "tasks_per_node", "partition", "qos", "account", "constraint")
 
 _EXAMPLE = """\
 example:
@@ -40,30 +29,28 @@ example:
   %hybrid jobs                   # all jobs; %hybrid alone shows what else there is"""
 
 
-class CellSyntaxError(CaptureError):
-    """The cell is no Python; nothing was submitted."""
-
-    def _render_traceback_(self) -> list[str]:
-        from IPython import get_ipython
-
-        error = self.__cause__
-        lines: list[str] = get_ipython().SyntaxTB.structured_traceback(type(error), error, [])  # type: ignore[no-untyped-call]
-        return lines
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=110)
 
 
 class OptionParser(MagicArgumentParser):  # type: ignore[misc]
     """Parses the line of a magic; what is wrong in it is a UsageError that names it and the near match."""
 
     def __init__(self, prog: str, **settings: Any) -> None:
-        super().__init__(prog=prog, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        super().__init__(prog=prog, formatter_class=_HelpFormatter, **settings)
         self.allow_abbrev = False  # a later option must not change what a notebook means
-        self.options: list[str] = []
-        self.values: dict[str, str] = {}
+        self.verbs: dict[str, OptionParser] = {}
+        self.values: dict[str, str | None] = {}  # what Tab offers for an option's value; None: it has no value
+        self.positional = ""  # what Tab offers for a word that is no option
 
     def option(self, name: str, **settings: Any) -> None:
         """Add an option; `gives` tells what Tab offers for its value."""
-        self.values[name] = settings.pop("gives", "")
-        self.options.append(name)
+        gives = settings.pop("gives", "")
+        if name.startswith("-"):
+            self.values[name] = None if settings.get("action") == "store_true" else gives
+        else:
+            self.positional = gives
         self.add_argument(name, **settings)
 
     def error(self, message: str) -> None:
@@ -75,7 +62,7 @@ class OptionParser(MagicArgumentParser):  # type: ignore[misc]
         found, unknown = self.parse_known_args(split(line))
         if unknown:
             word = unknown[0].partition("=")[0]
-            near = near_match(word, self.options)
+            near = near_match(word, self.values)
             if word.startswith("-"):
                 raise UsageError(f"{self.prog}: unknown option {word}{near} ({self.prog}? shows all)")
             raise UsageError(f"{self.prog}: {unknown[0]!r} belongs to no option ({self.prog}? shows all)")
@@ -172,256 +159,35 @@ def cell_parser(kind: str) -> OptionParser:
     return parser
 
 
-def asked(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the resources that were asked for on the line."""
-    found = {name: getattr(options, name) for name in (*_RESOURCES, "priority")}
-    if options.extra:
-        pairs = (entry.partition("=") for entry in options.extra)
-        found["extra"] = {key.removeprefix("--"): value if equals else None for key, equals, value in pairs}
-    return {name: value for name, value in found.items() if value is not None}
+def hybrid_parser() -> OptionParser:
+    """Return the parser of the line of ``%hybrid``."""
+    parser = OptionParser("%hybrid", description="Jobs and pools of all notebooks; options complete with Tab.")
+    verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB [OPTIONS]", parser_class=OptionParser)
 
+    def verb(name: str, words: str, job: bool = False) -> OptionParser:
+        made: OptionParser = verbs.add_parser(name, prog=f"%hybrid {name}", description=words, help=words)
+        parser.verbs[name] = made
+        if job:
+            made.option("job", metavar="JOB", gives="job", help="its id, the beginning of it, or a variable")
+        return made
 
-def _names(texts: Sequence[str] | None, option: str) -> list[str] | None:
-    if texts is None:
-        return None
-    names = [name.strip() for text in texts for name in text.split(",") if name.strip()]
-    for name in names:
-        _identifier(name, option)
-    return names
-
-
-def _identifier(name: str, option: str) -> str:
-    if not name.isidentifier() or keyword.iskeyword(name):
-        raise UsageError(f"{option}: {name!r} is not a name of a variable")
-    return name
-
-
-def grid(texts: Sequence[str], namespace: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """Return the tasks of ``--array``: a mapping of names to values for each combination; ``None`` without it."""
-    if not texts:
-        return None
-    axes: dict[str, list[Any]] = {}
-    for text in texts:
-        name, equals, expression = text.partition("=")
-        name = _identifier(name.strip(), "--array NAME=EXPR")
-        if not equals:
-            raise UsageError(f"--array {text}: write it like --array seed=range(100)")
-        if name in axes:
-            raise UsageError(f"--array {name} is given twice")
-        try:
-            value = eval(compile(expression.strip(), "--array", "eval"), namespace)
-            axes[name] = list(value)
-        except Exception as error:  # the user's own expression may raise anything
-            raise UsageError(f"--array {text}: {type(error).__name__}: {error}") from error
-        if not axes[name]:
-            raise UsageError(f"--array {text}: there is nothing in it")
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-
-
-def find_job(shell: Any, text: str) -> Job | ArrayJob:
-    """Return a job given by a variable of the notebook or by its id."""
-    from . import handles, listing
-
-    value = shell.user_ns.get(text)
-    return value if isinstance(value, (handles.Job, handles.ArrayJob)) else listing.job(text)
-
-
-def _pool(kind: str, name: str | None) -> Pool:
-    from .pool import get_pool
-
-    pool = get_pool(name, None if name else kind)
-    if pool.kind != kind:
-        raise UsageError(f"%%{kind}: pool {pool.name!r} is of kind {pool.kind!r}; write %%{pool.kind} for it")
-    return pool
-
-
-def _batch(text: str) -> int | str:
-    if text != "auto" and not (text.isdecimal() and int(text) >= 1):
-        raise UsageError(f"--batch {text}: neither 'auto' nor a whole number of at least 1")
-    return text if text == "auto" else int(text)
-
-
-def run_cell(shell: Any, kind: str, options: argparse.Namespace, cell: str) -> Job | ArrayJob | None:
-    """Submit a cell as its magic's options say; show the job, and return it unless it is bound to a name."""
-    from . import widgets
-    from .spec import Resources
-
-    pool = _pool(kind, options.pool)
-    Resources.parse(pool.config.resources, **asked(options))  # what is wrong is said before anything is captured
-    if options.bound:
-        _identifier(options.bound, "--as")
-    tasks = grid(options.array, shell.user_ns)
-    after = [find_job(shell, job.strip()).id for text in options.after for job in text.split(",") if job.strip()]
-    run = _run_script if options.bash else _run_python
-    job = run(shell, pool, options, cell, tasks, after)
-    if job is None:
-        return None
-    if options.bound:
-        shell.push({options.bound: job})
-    widgets.show(job, options.bound or "", outputs=True)
-    if options.wait:
-        _wait(job)
-    return None if options.bound else job
-
-
-def _run_script(
-    shell: Any, pool: Pool, options: argparse.Namespace, cell: str, tasks: list[dict[str, Any]] | None, after: list[str]
-) -> Job | ArrayJob | None:
-    from .executor import run_script
-
-    for option, given in (("--in", options.inputs), ("--out", options.out), ("--cache", options.cache)):
-        if given:
-            raise UsageError(f"{option} is for cells of Python; a script (--bash) has files and its exit status")
-    name = options.name or _title(cell)
-    origin = _origin(shell, "")
-    if options.dry_run:
-        _preview(pool, options, "script", name, tasks, after, {}, ())
-        return None
-    return run_script(
-        cell.encode(), None if tasks is None else list(enumerate(tasks)), pool=pool, batch=_batch(options.batch),
-        after=after, name=name, directory=options.directory, resources=asked(options), origin=origin,
-    )  # fmt: skip
-
-
-def _run_python(
-    shell: Any, pool: Pool, options: argparse.Namespace, cell: str, tasks: list[dict[str, Any]] | None, after: list[str]
-) -> Job | ArrayJob | None:
-    from . import capture, executor, fingerprint, frames, launch
-    from .handles import wrap
-    from .spec import Resources, parse_memory
-
-    try:
-        captured = capture.collect(
-            cell,
-            shell.user_ns,
-            inputs=_names(options.inputs, "--in"),
-            outputs=_names(options.out, "--out"),
-            extra_names=tasks[0] if tasks else (),
-            limit=parse_memory(options.limit) if options.limit else capture.LIMIT,
-            title=f"In[{shell.execution_count}]",
-        )
-    except SyntaxError as error:
-        raise CellSyntaxError(f"{error}; nothing was submitted") from error
-    name = options.name or _title(cell)
-    if options.dry_run:
-        _preview(pool, options, "cell", name, tasks, after, captured.inputs, captured.out, captured.sizes)
-        return None
-    items = None
-    if tasks is not None:
-        items = []
-        for task in tasks:
-            try:
-                items.append(frames.encode(task))
-            except Exception as error:  # user classes may raise anything while they are pickled
-                raise CaptureError(f"--array: {task!r} cannot travel to the pool: {error}") from error
-    keys, task_keys = {}, []
-    if options.cache:
-        keys = fingerprint.cell_keys(cell, captured.inputs, captured.out)
-        task_keys = [fingerprint.task_key(keys, task) for task in (tasks if tasks is not None else [{}])]
-    run = launch.launch(
-        pool,
-        kind="cell",
-        name=name,
-        payload=captured.frames,
-        items=items,
-        resources=Resources.parse(pool.config.resources, **asked(options)),
-        batch=executor.parse_batch(_batch(options.batch)),
-        after=after,
-        out=captured.out,
-        origin=_origin(shell, ",".join(captured.out)),
-        keys=keys,
-        task_keys=task_keys,
-        directory=options.directory,
-    )
-    job = wrap(run)
-    job.bind = binder(shell, job)
-    return job
-
-
-def binder(shell: Any, job: Job | ArrayJob) -> Callable[[Any], None]:
-    """Return what binds the names of ``--out`` in the notebook, an array's to lists."""
-    from .handles import ArrayJob
-
-    names = job.spec.out
-    array = isinstance(job, ArrayJob)
-
-    def bind(value: Any) -> None:
-        if len(names) == 1:
-            shell.push({names[0]: value})
-        elif array:
-            shell.push({name: [each[name] for each in value] for name in names if all(name in each for each in value)})
-        else:
-            shell.push({name: value[name] for name in names if name in value})
-
-    return bind
-
-
-def _title(cell: str) -> str:
-    """Return the first line of the cell that says something."""
-    lines = [line.strip() for line in cell.splitlines()]
-    said = [line for line in lines if line and not line.startswith(("import ", "from ", "#!", "%"))]
-    first = next((line for line in said if not line.startswith("#")), next(iter(said), "cell"))
-    return first if len(first) <= 60 else first[:59] + "…"
-
-
-def _origin(shell: Any, names: str) -> dict[str, str]:
-    """Return where a job comes from: the notebook and its cell, as far as the front end tells."""
-    notebook = shell.user_ns.get("__vsc_ipynb_file__") or os.environ.get("JPY_SESSION_NAME") or ""
-    parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
-    cell = str((parent.get("metadata") or {}).get("cellId") or "")
-    return {"notebook": str(notebook), "cell": cell, "function": f"cell:{cell or names}"}
-
-
-def _preview(
-    pool: Pool,
-    options: argparse.Namespace,
-    kind: str,
-    name: str,
-    tasks: list[dict[str, Any]] | None,
-    after: list[str],
-    inputs: dict[str, Any],
-    out: Sequence[str],
-    sizes: dict[str, int] | None = None,
-) -> None:
-    from .executor import parse_batch
-    from .launch import make_spec, preview
-    from .spec import Resources
-
-    spec = make_spec(
-        pool, kind=kind, name=name, tasks=1 if tasks is None else len(tasks), array=tasks is not None,
-        resources=Resources.parse(pool.config.resources, **asked(options)), batch=parse_batch(_batch(options.batch)),
-        after=after, out=out, directory=options.directory,
-    )  # fmt: skip
-    submissions = preview(pool, spec)
-    # Backends with a submit command have it as a pure function in their module.
-    command = getattr(sys.modules[type(pool.backend).__module__], "submit_command", None)
-    lines = [f"Nothing is submitted (--dry-run). Pool {pool.name!r}, kind {pool.kind}."]
-    if tasks is not None:
-        batches = sum(submission.count for submission, _ in submissions)
-        lines.append(f"Array: {len(tasks)} tasks in {batches} batches, from {tasks[0]} to {tasks[-1]}")
-    if kind == "cell":
-        width = max(map(len, inputs), default=0)
-        lines.append("Takes along:" if inputs else "Takes along: nothing")
-        lines += [f"  {n:{width}}  {type(v).__name__}, {_size((sizes or {})[n])}" for n, v in inputs.items()]
-        lines.append(f"Gives back: {', '.join(out) or 'nothing'}")
-    for submission, text in submissions:
-        if command is not None:
-            lines.append(f"Command: {shlex.join(command(submission))}")
-        lines += [f"Script {submission.script.name}:", text]
-    print("\n".join(lines))  # noqa: T201
-
-
-def _size(size: int) -> str:
-    for factor, unit in ((2**30, "GB"), (2**20, "MB"), (2**10, "kB")):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"
-
-
-def _wait(job: Job | ArrayJob) -> None:
-    from . import widgets
-
-    widgets.wait(job)
+    jobs = verb("jobs", "the newest jobs")
+    jobs.option("--state", metavar="STATES", gives="state", default="", help="only in these states: running,failed")
+    jobs.option("--pool", metavar="NAME", gives="pool", help="only on this pool")
+    jobs.option("--name", metavar="TEXT", help="only with this in the name")
+    jobs.option("--limit", metavar="N", type=int, default=30, help="at most so many (default 30)")
+    verb("pools", "the pools, with what is free")
+    logs = verb("logs", "what a job wrote", job=True)
+    logs.option("--tail", metavar="N", type=int, help="only the last N lines")
+    verb("cancel", "end a job", job=True)
+    _resource_options(verb("retry", "run again what has no result, with other resources if given", job=True))
+    verb("wait", "wait for a job, and bind the names it gives back", job=True)
+    verb("result", "load a result; the names that a cell gives back are bound", job=True)
+    verb("script", "exactly what the scheduler got", job=True)
+    verb("why", "why a cached result was not used", job=True)
+    doctor = verb("doctor", "check pools end to end")
+    doctor.option("pools", metavar="POOL", gives="pool", nargs="*", help="only these")
+    return parser
 
 
 def cell_magic(shell: Any, kind: str) -> Callable[[str, str], Any]:
@@ -429,13 +195,37 @@ def cell_magic(shell: Any, kind: str) -> Callable[[str, str], Any]:
     parser = cell_parser(kind)
 
     def magic(line: str, cell: str) -> Any:
-        return run_cell(shell, kind, parser.parse(line), cell)
+        options = parser.parse(line)
+        from .cellmagic import run_cell
+
+        return run_cell(shell, kind, options, cell)
 
     magic.__name__, magic.__doc__ = kind, parser.format_help()
     return magic
 
 
+def line_magic(shell: Any) -> Callable[[str], Any]:
+    """Return ``%hybrid``."""
+    parser = hybrid_parser()
+
+    def hybrid(line: str) -> Any:
+        options = parser.parse(line)
+        if options.verb is None:
+            print(parser.format_help())  # noqa: T201
+            return None
+        from .linemagic import run_verb
+
+        return run_verb(shell, options)
+
+    hybrid.__doc__ = parser.format_help()
+    return hybrid
+
+
 def register(shell: Any) -> None:
     """Register the magics and their completion."""
+    from . import completer
+
     for kind in KINDS:
         shell.register_magic_function(cell_magic(shell, kind), "cell", kind)
+    shell.register_magic_function(line_magic(shell), "line", "hybrid")
+    completer.register(shell)

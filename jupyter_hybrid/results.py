@@ -9,15 +9,15 @@ from typing import Any
 
 from . import frames
 from .errors import JobFailed, RemoteError, ResultLost
-from .spec import Cause, JobState
 from .progress import DONE, FAILED, Lost, ending, judge
+from .spec import Cause, JobState
 from .store import network_file_system
 from .tracker import Run
 
 _VISIBLE = 30.0
 """Seconds within which what a node has written must be visible here on a network file system."""
 
-_ADVICE = {
+ADVICE = {
     Cause.OUT_OF_MEMORY: "ask for more: retry(memory=...)",
     Cause.TIMEOUT: "ask for more time: retry(time=...)",
     Cause.NODE_FAILURE: "the node failed, not the job: retry()",
@@ -28,6 +28,7 @@ _ADVICE = {
     Cause.RESULT_LOST: "retry() runs only what is lost",
     Cause.INFRASTRUCTURE: "jupyter hybrid doctor checks the pool; then retry()",
 }
+"""What to do about each cause."""
 
 
 def log_tail(run: Run, batch: int | None, lines: int = 15) -> str:
@@ -157,7 +158,7 @@ def failure(run: Run, task: int) -> JobFailed:
     text = f"{what} ({run.row.name}) on pool {run.row.pool!r}: {state}"
     text += f", {cause}" if cause else ""
     text += f": {reason}" if reason else ""
-    if cause in _ADVICE:
-        text += f"\n→ {_ADVICE[cause]}"
+    if cause in ADVICE:
+        text += f"\n→ {ADVICE[cause]}"
     tail = log_tail(run, run.progress.batch_of(task))
     return JobFailed(text + (f"\nEnd of the log:\n{tail}" if tail else ""), cause)
