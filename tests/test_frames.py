@@ -523,6 +523,9 @@ class TestOnABareNode:
     def test_copied_file_writes_what_the_kernel_reads(self, tmp_path: Path) -> None:
         shutil.copy(frames.__file__, tmp_path / "frames.py")
         write_file(tmp_path / "payload", [(0, PAYLOAD, encode(1))])
+        with Writer(tmp_path / "part") as writer:
+            writer.append(0, PAYLOAD, encode(1))
+            writer.finish(tmp_path / "fast")
         code = """
 import sys; sys.path.insert(0, sys.argv[1])
 import frames
@@ -533,7 +536,8 @@ with frames.Writer(sys.argv[1] + "/part") as writer:
         assert frames.read_entry(sys.argv[1] + "/part", entry)["task"] == task
     writer.finish(sys.argv[1] + "/result")
 assert len(frames.Reader(sys.argv[1] + "/result").load_all()) == 3
-frames.Reader(sys.argv[1] + "/payload")
+assert frames.Reader(sys.argv[1] + "/payload").load(0) == 1
+frames.Reader(sys.argv[1] + "/fast")
 """
         bare = run_alone(code, tmp_path)
         assert "FrameError" in bare.stderr.splitlines()[-1]
