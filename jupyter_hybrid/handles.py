@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import json
+import os
 import threading
 import time
 from collections import Counter
@@ -14,13 +15,13 @@ from pathlib import Path
 from typing import Any, overload
 
 from . import launch, results
-from .errors import HybridError
+from .errors import HybridError, JobNotFound
 from .pool import default_store
 from .progress import DONE, FAILED, RUNNING, TaskResult
 from .spec import Cause, JobSpec, JobState
 from .storage import RunFolder
 from .store import JobRow
-from .tracker import Run
+from .tracker import Run, follow
 
 
 class Handle:
@@ -32,6 +33,18 @@ class Handle:
 
     def _attach(self, run: Run) -> None:
         self.run = run
+        run.handle = self
+
+    def _here(self) -> None:
+        """Have the job followed in this process, if it came here by a fork: no thread did."""
+        if self.run.pid != os.getpid():
+            self.run.pid, self.run.lock = os.getpid(), threading.RLock()  # the parent's may be held for ever
+            self._renew()
+            if not self.run.row.state.final:
+                follow(self.run)
+
+    def _renew(self) -> None:
+        raise NotImplementedError
 
     @property
     def id(self) -> str:
@@ -88,7 +101,8 @@ class Handle:
         """Return its row in the Store."""
         run = self.run
         if not run.row.state.final:
-            run.row = default_store().job(run.row.id)
+            with contextlib.suppress(JobNotFound):  # the Store was deleted: its tracker makes the row anew
+                run.row = default_store().job(run.row.id)
         return run.row
 
     def cancel(self) -> bool:
@@ -153,6 +167,9 @@ class Job(Handle, concurrent.futures.Future):  # type: ignore[type-arg]
             elif not concurrent.futures.Future.done(self):
                 self.set_result(None)
 
+    def _renew(self) -> None:
+        self._condition = threading.Condition()
+
     def running(self) -> bool:
         """Return whether it runs now."""
         return self.state is JobState.RUNNING
@@ -173,6 +190,7 @@ class Job(Handle, concurrent.futures.Future):  # type: ignore[type-arg]
         Exception
             What the job raised, with the node's traceback as ``__cause__``.
         """
+        self._here()
         concurrent.futures.Future.result(self, timeout)
         value = self._load()
         if self.bind is not None:
@@ -186,6 +204,7 @@ class Job(Handle, concurrent.futures.Future):  # type: ignore[type-arg]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what :meth:`result` would raise, or ``None``."""
+        self._here()
         concurrent.futures.Future.result(self, timeout)
         try:
             self._load()
@@ -211,7 +230,8 @@ class Job(Handle, concurrent.futures.Future):  # type: ignore[type-arg]
         return self
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return asyncio.wrap_future(self).__await__()
+        # Shielded: who stops waiting, by a time limit or an interrupt, does not cancel the job.
+        return asyncio.shield(asyncio.wrap_future(self)).__await__()
 
     def __repr__(self) -> str:
         return _repr(self)
@@ -282,12 +302,16 @@ class ArrayJob(Handle, Sequence[Task]):
         self._news = threading.Condition()
         run.listeners.append(self._notify)
 
+    def _renew(self) -> None:
+        self._news = threading.Condition()
+
     def _notify(self, run: Run) -> None:
         with self._news:
             self._news.notify_all()
 
     def wait_for(self, ready: Callable[[], bool], timeout: float | None) -> None:
         """Wait until something holds, looking whenever there is news of the job."""
+        self._here()
         with self._news:
             if not self._news.wait_for(ready, timeout):
                 raise TimeoutError(f"job {self.id} ({self.name}) has not got there within {timeout:g} s")
@@ -378,7 +402,7 @@ class ArrayJob(Handle, Sequence[Task]):
         while len(given) < len(self):
             for task in progress.ended_since(position):
                 position += 1
-                if task not in given:
+                if task not in given and progress.marks[task] in (DONE, FAILED):  # not one that runs again
                     given.add(task)
                     yield Task(self, task)
             if len(given) == len(self) or self.run.row.state.final:
@@ -392,8 +416,9 @@ class ArrayJob(Handle, Sequence[Task]):
 
     def logs(self) -> str:
         """Return the logs of all its batches."""
-        batches = sorted(self.run.progress.batches)
-        return "\n".join(f"--- batch {batch}\n{_log(self.run, batch)}" for batch in batches)
+        batches = {b for each in self.run.folder.attempts() for b in range(each.first, each.first + each.batches)}
+        texts = ((batch, _log(self.run, batch)) for batch in sorted(batches))
+        return "\n".join(f"--- batch {batch}\n{text}" for batch, text in texts if text)
 
     def outputs(self) -> list[dict[str, Any]]:
         """Return what its cells have displayed so far, as nbformat outputs."""
@@ -436,7 +461,24 @@ class ArrayJob(Handle, Sequence[Task]):
         return aggregate.reduce(self, fn, initial, errors)
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
-        return asyncio.to_thread(self.results).__await__()
+        return self._all().__await__()
+
+    async def _all(self) -> list[Any]:
+        loop, settled = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell(run: Run) -> None:
+            if run.settled:
+                with contextlib.suppress(RuntimeError):  # nobody waits any more: the loop was closed
+                    loop.call_soon_threadsafe(settled.set)
+
+        self._here()
+        self.run.listeners.append(tell)
+        try:
+            tell(self.run)
+            await settled.wait()
+        finally:
+            self.run.listeners.remove(tell)
+        return await asyncio.to_thread(self.results)
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{number} {state}" for state, number in self.states.items())
@@ -473,7 +515,9 @@ def outputs(run: Run, task: int | None = None) -> list[dict[str, Any]]:
 
 
 def wrap(run: Run) -> Job | ArrayJob:
-    """Return the handle of a run."""
+    """Return the handle of a run, the same one for all who ask in this process."""
+    if isinstance(run.handle, (Job, ArrayJob)):
+        return run.handle
     return ArrayJob(run) if run.spec.array else Job(run)
 
 

@@ -15,12 +15,13 @@ from typing import Any
 from . import frames
 from .backends.base import Submission
 from .errors import HybridError, JobNotFound
+from .index import index_job
 from .pool import Pool, default_store, get_pool
 from .progress import DONE, Progress
 from .script import render
-from .spec import JobSpec, JobState, Resources, new_id
+from .spec import JobSpec, Resources, new_id
 from .storage import Attempt, RunFolder, ranges
-from .tracker import Run, follow
+from .tracker import Run, follow, run_of
 
 log = logging.getLogger(__name__)
 
@@ -112,9 +113,13 @@ def launch(
         attempt = pool.plan(store, 1, 0, ranges(to_run), batch, resources) if to_run else None
         if attempt is not None:
             _write_attempt(pool, folder, spec, attempt)
-    new_keys = {task_keys[task]: task for task in to_run} if task_keys else None
-    store.add_job(spec, folder.path, attempt, len(reused), new_keys)
-    run = Run(folder, store.job(spec.id))
+    try:
+        # Reused results, too: from now on this job keeps them, whatever becomes of the earlier one.
+        store.add_job(spec, folder.path, attempt, len(reused), {key: task for task, key in enumerate(task_keys)})
+    except BaseException:
+        folder.remove()  # or a later reindex() would run what the caller was told is not submitted
+        raise
+    run = run_of(store.job(spec.id))
     run.refresh()
     if attempt is not None:
         follow(run)
@@ -190,14 +195,15 @@ def _user() -> str:
 
 def _write_attempt(pool: Pool, folder: RunFolder, spec: JobSpec, attempt: Attempt) -> None:
     for first, text in _scripts(pool, folder.path, spec, attempt):
-        folder.write(f"script.{first}.sh", text.encode(), 0o700)
+        folder.write(f"script.{first}.sh", os.fsencode(text), 0o700)
     folder.write(f"attempt-{attempt.number}.json", json.dumps(attempt.to_json()).encode())
 
 
 def _scripts(pool: Pool, folder: Path, spec: JobSpec, attempt: Attempt) -> Iterator[tuple[int, str]]:
     for chunk in range(len(attempt.chunks)):
         first = attempt.chunk_first(chunk)
-        yield first, render(spec, folder, pool.storage.worker, attempt.number, first, pool.backend.index_variable)
+        variable, array = pool.backend.index_variable, attempt.batches > 1
+        yield first, render(spec, folder, pool.storage.worker, attempt.number, first, variable, array)
 
 
 def _reuse(folder: RunFolder, task_keys: Sequence[str]) -> dict[int, Any]:
@@ -288,14 +294,17 @@ def retry(run: Run, **resources: Any) -> int:
     if not missing:
         return 0
     pool = get_pool(run.row.pool)
-    attempts = run.folder.attempts()
-    number = len(attempts) + 1
-    first = attempts[-1].first + attempts[-1].batches if attempts else 0
-    base = attempts[-1].resources if attempts else run.spec.resources
-    asked = Resources.parse(base, **resources)
-    attempt = pool.plan(store, number, first, ranges(missing), run.spec.batch, asked)
-    _write_attempt(pool, run.folder, run.spec, attempt)
-    store.add_attempt(run.row.id, run.row.pool, attempt)
+    with run.folder.submitting() as lock:
+        if lock is None or store.job(run.row.id).attempt != run.row.attempt:
+            raise HybridError(f"job {run.row.id} is being retried by another process")
+        attempts = run.folder.attempts()
+        number = len(attempts) + 1
+        first = attempts[-1].first + attempts[-1].batches if attempts else 0
+        base = attempts[-1].resources if attempts else run.spec.resources
+        asked = Resources.parse(base, **resources)
+        attempt = pool.plan(store, number, first, ranges(missing), run.spec.batch, asked)
+        _write_attempt(pool, run.folder, run.spec, attempt)
+        store.add_attempt(run.row.id, run.row.pool, attempt)
     run.row = store.job(run.row.id)
     run.refresh()
     run.verdict = None
@@ -322,9 +331,9 @@ def load_run(job_id: str) -> Run:
     folder = RunFolder(Path(row.folder))
     if not (folder / "spec.json").exists():
         raise JobNotFound(f"job {row.id}: its run folder {folder.path} was removed")
-    run = Run(folder, row)
+    run = run_of(row)
     run.refresh()
-    run.batches = default_store().batches(row.id)
+    run.batches = run.batches or default_store().batches(row.id)
     if not row.state.final:
         follow(run)
     return run
@@ -337,33 +346,21 @@ def reindex() -> int:
     store, found = default_store(), 0
     for name in load().pools:
         pool = get_pool(name)
+        folders = []
         for folder in pool.storage.folders():
             try:
                 if folder.spec.pool == name:
-                    _reindex_job(folder)
-                    found += 1
-            except (HybridError, KeyError, TypeError, ValueError) as error:  # noqa: PERF203  one by one is the point
+                    folders.append(folder)
+            except HybridError as error:  # noqa: PERF203  one by one is the point
+                log.warning("%s is no run folder that can be read: %s", folder.path, error)
+        for folder in sorted(folders, key=lambda folder: folder.spec.created):  # the newest has the last word on a key
+            try:
+                index_job(store, folder)
+                found += 1
+            except (HybridError, KeyError, TypeError, ValueError) as error:  # noqa: PERF203
                 log.warning("%s is no run folder that can be read: %s", folder.path, error)
     store.close()
     return found
-
-
-def _reindex_job(folder: RunFolder) -> None:
-    store, spec = default_store(), folder.spec
-    attempts = folder.attempts()
-    reused = len(folder.read_json("reused.json")) if (folder / "reused.json").exists() else 0
-    keys = folder.read_json("keys.json") if (folder / "keys.json").exists() else []
-    store.add_job(
-        spec, folder.path, attempts[0] if attempts else None, reused, {k: task for task, k in enumerate(keys)}
-    )
-    for attempt in attempts[1:]:
-        store.add_attempt(spec.id, spec.pool, attempt)
-    for tag, answer in folder.submissions().items():
-        store.set_submission(tag, answer["state"], answer.get("native_id", ""))
-        if answer["state"] == "rejected" and attempts and tag.split(".")[1] == str(attempts[-1].number):
-            store.update_job(
-                spec.id, attempts[-1].number, state=JobState.FAILED, cause="SUBMIT_REJECTED", reason=answer["reason"]
-            )
 
 
 def reused_tasks(run: Run) -> int:

@@ -53,8 +53,9 @@ def load_task(run: Run, task: int) -> Any:
     JobFailed
         It ended without a word of its own.
     """
-    progress = run.progress
-    mark = progress.marks[task]
+    if run.progress.marks[task] not in (DONE, FAILED):
+        _look(run, task)
+    mark = run.progress.marks[task]
     if mark not in (DONE, FAILED):
         raise failure(run, task)
     try:
@@ -64,8 +65,25 @@ def load_task(run: Run, task: int) -> Any:
         raise ResultLost(f"the result of {name} {run.row.id} is lost: {error}", Cause.RESULT_LOST) from error
     if mark == FAILED:
         problem, line, text = value
-        raise (problem if problem is not None else JobFailed(line, Cause.USER_ERROR)) from RemoteError(text)
+        # SystemExit and the like would end whoever asks for the result; StopIteration would end a loop over results.
+        if not isinstance(problem, Exception) or isinstance(problem, (StopIteration, StopAsyncIteration)):
+            problem = JobFailed(line, Cause.USER_ERROR)
+        raise problem from RemoteError(text)
     return _unpack(run, value)
+
+
+def _look(run: Run, task: int) -> None:
+    """Read on in what the workers wrote; of a completed job, until the task's end can be seen here."""
+    run.refresh()
+    deadline = time.monotonic() + _VISIBLE
+    while run.row.state is JobState.COMPLETED and run.progress.marks[task] not in (DONE, FAILED):
+        if time.monotonic() >= deadline or not network_file_system(run.folder.path):
+            return
+        os.listdir(run.folder.path / "status")  # makes NFS look again
+        for batch in list(run.progress.batches):
+            run.progress.look(batch)
+        time.sleep(0.2)
+        run.refresh()
 
 
 def _load(run: Run, task: int) -> Any:
@@ -96,8 +114,10 @@ def _unpack(run: Run, value: Any) -> Any:
 def load_all(run: Run) -> Iterator[tuple[int, bool, Any]]:
     """Yield (task, whether it has a value, value or exception) of all tasks, file by file."""
     progress = run.progress
+    if not progress.complete:
+        run.refresh()
     by_file: dict[str, list[int]] = {}
-    for task, result in progress.results.items():
+    for task, result in list(progress.results.items()):
         by_file.setdefault(progress.result_path(result), []).append(task)
     for path, tasks in by_file.items():
         found: dict[int, Any] = {}
@@ -160,5 +180,10 @@ def failure(run: Run, task: int) -> JobFailed:
     text += f": {reason}" if reason else ""
     if cause in ADVICE:
         text += f"\n→ {ADVICE[cause]}"
-    tail = log_tail(run, run.progress.batch_of(task))
+    batch = run.progress.batch_of(task)
+    if batch is None and run.progress.attempts:  # never claimed: no batch of its round got so far
+        attempt = run.progress.attempts[-1]
+        logs = (number for number in range(attempt.first, attempt.first + attempt.batches) if log_tail(run, number))
+        batch = next(logs, None)
+    tail = log_tail(run, batch)
     return JobFailed(text + (f"\nEnd of the log:\n{tail}" if tail else ""), cause)

@@ -8,11 +8,18 @@ from shlex import quote
 
 from .spec import JobSpec
 
-# Id of the submission in a running batch, for whichever scheduler runs it.
-_NATIVE = "${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-${PBS_JOBID:-${HYBRID_LOCAL_JOB:-}}}}"
+# Id of the submission in a running batch: of a plain job, and of an array. By the variable of the array index, since a
+# job may be submitted from inside another scheduler's job, or an array's element, and inherit its variables.
+_NATIVE = {
+    "HYBRID_ARRAY_INDEX": ("${HYBRID_LOCAL_JOB:-}", "${HYBRID_LOCAL_JOB:-}"),
+    "SLURM_ARRAY_TASK_ID": ("${SLURM_JOB_ID:-}", "${SLURM_ARRAY_JOB_ID:-}"),
+}
+_ANY_NATIVE = "${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-${PBS_JOBID:-${HYBRID_LOCAL_JOB:-}}}}"
 
 
-def render(spec: JobSpec, folder: Path, worker: Path, attempt: int, first: int, index_variable: str) -> str:
+def render(
+    spec: JobSpec, folder: Path, worker: Path, attempt: int, first: int, index_variable: str, array: bool
+) -> str:
     """Return the script of one submission.
 
     Parameters
@@ -29,6 +36,8 @@ def render(spec: JobSpec, folder: Path, worker: Path, attempt: int, first: int, 
         Number of the first batch of the submission.
     index_variable : str
         Variable with the array index, which the scheduler sets.
+    array : bool
+        Whether it is submitted as an array; a plain job must not read an index that it has inherited.
     """
     settings = spec.settings
     python = settings["python"]
@@ -37,8 +46,8 @@ def render(spec: JobSpec, folder: Path, worker: Path, attempt: int, first: int, 
         "#!/bin/bash",
         f"# jupyter_hybrid job {spec.id}, attempt {attempt}: {json.dumps(spec.name)}",
         f"export HYBRID_ID={quote(spec.id)} HYBRID_FOLDER={quote(str(folder))} HYBRID_ATTEMPT={attempt}",
-        f'export HYBRID_NATIVE_ID="{_NATIVE}"',
-        f"export HYBRID_BATCH=$(({first} + ${{{index_variable}:-0}}))",
+        f'export HYBRID_NATIVE_ID="{_NATIVE.get(index_variable, (_ANY_NATIVE, _ANY_NATIVE))[array]}"',
+        f"export HYBRID_BATCH=$(({first} + ${{{index_variable}:-0}}))" if array else f"export HYBRID_BATCH={first}",
         'cd "$HYBRID_FOLDER" || exit 73  # the storage cannot be seen from this node',
         f"cd {quote(directory)} || echo 'jupyter_hybrid: this folder is not on the node' >&2",
     ]

@@ -139,7 +139,8 @@ class RunFolder:
         script.<first>.sh       exactly what the scheduler got for the submission that begins with that batch
         submissions.jsonl       what the scheduler answered, with native ids
         submit.lock             locked while a submission is under way
-        cancelled               there if somebody cancelled the job
+        cancelled-<n>           there if somebody cancelled that round
+        end-<n>.json            how a round ended, where its workers could not tell
         logs/  status/  results/  outputs/  claims/  checkpoint/       written on the nodes, see worker.py
     """
 
@@ -153,7 +154,10 @@ class RunFolder:
     @functools.cached_property
     def spec(self) -> JobSpec:
         """The intent."""
-        return JobSpec.from_json(self.read_json("spec.json"))
+        try:
+            return JobSpec.from_json(self.read_json("spec.json"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"job {self.id}: {self.path / 'spec.json'} is damaged: {error!r}") from error
 
     def read_json(self, name: str) -> Any:
         """Return the content of a JSON file of the folder."""
@@ -170,7 +174,10 @@ class RunFolder:
 
     def attempt(self, number: int) -> Attempt:
         """Return one round."""
-        return Attempt.from_json(self.read_json(f"attempt-{number}.json"))
+        try:
+            return Attempt.from_json(self.read_json(f"attempt-{number}.json"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"job {self.id}: attempt-{number}.json is damaged: {error!r}") from error
 
     def attempts(self) -> list[Attempt]:
         """Return all rounds, first to last."""
@@ -225,6 +232,7 @@ class RunFolder:
         try:
             yield descriptor
         finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked meanwhile has the descriptor, too
             os.close(descriptor)
 
     def remove(self) -> None:
@@ -236,7 +244,7 @@ class RunFolder:
 
 def write_atomic(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Write a file so that it is whole or absent: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")  # threads and hosts may write at the same time
     descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, mode)
     try:
         view = memoryview(content)
@@ -255,7 +263,9 @@ def append_line(path: Path, data: Mapping[str, Any]) -> None:
     """Append one JSON line by a single write, and bring it to the disk."""
     descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
     try:
-        os.write(descriptor, json.dumps(data).encode() + b"\n")
+        view = memoryview(json.dumps(data).encode() + b"\n")
+        while view:  # in one piece, unless the disk is full
+            view = view[os.write(descriptor, view) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -275,6 +285,7 @@ class Storage:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._worker: Path | None = None
 
     @contextlib.contextmanager
     def create(self, spec: JobSpec) -> Iterator[RunFolder]:
@@ -287,10 +298,11 @@ class Storage:
         StoreError
             The storage is full, read-only or not there.
         """
-        folder = RunFolder(self.root / spec.id)
+        folder, made = RunFolder(self.root / spec.id), False
         try:
             os.makedirs(self.root, mode=0o700, exist_ok=True)
             os.mkdir(folder.path, 0o700)
+            made = True
             for name in _FOLDERS:
                 os.mkdir(folder.path / name, 0o700)
             yield folder
@@ -298,7 +310,7 @@ class Storage:
             sync_folder(folder.path)
             sync_folder(self.root)
         except BaseException as error:
-            if not isinstance(error, FileExistsError):
+            if made:
                 folder.remove()
             if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
                 raise StoreError(
@@ -320,9 +332,14 @@ class Storage:
                 if ID_PATTERN.fullmatch(entry.name) and os.path.exists(os.path.join(entry.path, "spec.json")):
                     yield RunFolder(Path(entry.path))
 
-    @functools.cached_property
+    @property
     def worker(self) -> Path:
         """The folder that is started on the nodes: a copy of the worker and what it imports, made when first used."""
+        if self._worker is None or not self._worker.exists():  # somebody may have cleaned up
+            self._worker = self._make_worker()
+        return self._worker
+
+    def _make_worker(self) -> Path:
         package = Path(__file__).parent
         files = {name: (package / source).read_bytes() for source, name in _NODE_FILES.items()}
         files["batch.py"] = _NODE_MAIN.encode()
@@ -344,4 +361,13 @@ class Storage:
         return folder
 
 
-_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR}
+_STORAGE_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +53,9 @@ CREATE TABLE pools (
 CREATE TABLE sequence (value INTEGER NOT NULL);
 INSERT INTO sequence VALUES (0);
 """
+
+_abandoned: list[sqlite3.Connection] = []
+"""Never closed: in a forked child, closing would touch the locks of the parent; a deleted file needs no care."""
 
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "afs", "panfs", "9p", "fuse", "gfs2")
 
@@ -131,6 +135,7 @@ class PoolRow:
 
 _JOB_COLUMNS = ", ".join(JobRow._fields)
 _STATES = {state.value: state for state in JobState}
+_ENDED = "('" + "', '".join(state.value for state in JobState if state.final) + "')"
 _CAUSES: dict[str | None, Cause | None] = {None: None, **{cause.value: cause for cause in Cause}}
 
 
@@ -171,46 +176,83 @@ class Store:
         self._connect()
 
     def _connect(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        # A forked child must not use its parent's connection.
-        if connection is not None and self._local.pid == os.getpid():
-            return connection
+        local = self._local
+        connection: sqlite3.Connection | None = getattr(local, "connection", None)
+        if connection is not None:
+            # Not a parent's connection in a forked child, nor one to a file that was deleted or replaced.
+            if local.pid == os.getpid() and local.inode == self._inode():
+                return connection
+            _abandoned.append(connection)
         try:
             os.makedirs(self.path.parent, mode=0o700, exist_ok=True)
+            if not self.path.exists():
+                self._make()
+            local.inode, local.pid = self._inode(), os.getpid()
             connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-            os.chmod(self.path, 0o600)
             mode = "DELETE" if network_file_system(self.path.parent) else "WAL"
-            connection.execute(f"PRAGMA journal_mode={mode}")
             connection.execute("PRAGMA synchronous=NORMAL" if mode == "WAL" else "PRAGMA synchronous=FULL")
             version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                connection.execute("BEGIN IMMEDIATE")
-                if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
-                    for statement in _SCHEMA.split(";"):
-                        connection.execute(statement)
-                    connection.execute(f"PRAGMA user_version={_VERSION}")
-                connection.execute("COMMIT")
-            elif version > _VERSION:
+            if version > _VERSION:
                 raise StoreError(
                     f"{self.path} was written by a newer jupyter_hybrid (schema {version}); update this one"
                 )
+            if version == 0:
+                raise sqlite3.DatabaseError("it has no schema")
         except (OSError, sqlite3.Error) as error:
-            raise StoreError(
-                f"cannot open the Store {self.path}: {error}. "
-                "If it is damaged, remove it and run: jupyter hybrid reindex"
-            ) from error
-        self._local.connection, self._local.pid = connection, os.getpid()
+            raise self._broken("open", error) from error
+        local.connection = connection
         return connection
+
+    def _inode(self) -> int:
+        try:
+            return os.stat(self.path).st_ino
+        except FileNotFoundError:
+            return 0
+
+    def _make(self) -> None:
+        """Make the file: complete under another name, then linked, so that nobody ever sees half a schema."""
+        with open(self.path.with_name(self.path.name + ".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self.path.exists():
+                return
+            draft = self.path.with_name(f"{self.path.name}.{new_id()}")
+            connection = sqlite3.connect(draft, isolation_level=None)
+            try:
+                os.chmod(draft, 0o600)
+                if not network_file_system(self.path.parent):
+                    connection.execute("PRAGMA journal_mode=WAL")
+                connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
+            finally:
+                connection.close()
+            for ending in ("-wal", "-shm", "-journal"):  # of a file that was deleted: they would be read into this one
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{self.path}{ending}")
+            os.rename(draft, self.path)
+
+    def _broken(self, what: str, error: Exception) -> StoreError:
+        return StoreError(
+            f"cannot {what} the Store {self.path}: {error}. If it is damaged, remove it and run: jupyter hybrid reindex"
+        )
 
     def close(self) -> None:
         """Close this thread's connection."""
         connection = getattr(self._local, "connection", None)
-        if connection is not None:
+        if connection is not None and self._local.pid == os.getpid():
             connection.close()
             self._local.connection = None
 
-    def _rows(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
-        return self._connect().execute(sql, parameters).fetchall()
+    def _rows(
+        self,
+        sql: str,
+        parameters: Sequence[Any] | Mapping[str, Any] = (),
+        factory: Callable[[Any, tuple[Any, ...]], Any] | None = None,
+    ) -> list[Any]:
+        try:
+            cursor = self._connect().cursor()
+            cursor.row_factory = factory
+            return cursor.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise self._broken("read", error) from error
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -220,12 +262,13 @@ class Store:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
+                connection.execute("COMMIT")
             except BaseException:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
                 raise
-            connection.execute("COMMIT")
         except sqlite3.Error as error:
-            raise StoreError(f"cannot write the Store {self.path}: {error}") from error
+            raise self._broken("write", error) from error
 
     def changes(self) -> int:
         """Return a number that differs after another connection has written."""
@@ -248,13 +291,13 @@ class Store:
             db.execute(
                 f"INSERT OR IGNORE INTO jobs ({_JOB_COLUMNS}) VALUES ({','.join('?' * len(JobRow._fields))})",
                 JobRow(
-                    spec.id, _next(db), spec.name, spec.pool, spec.kind,
+                    spec.id, _next(db), _text(spec.name), spec.pool, spec.kind,
                     JobState.COMPLETED.value if done else JobState.NEW.value,  # type: ignore[arg-type]
                     None, "all results reused" if done else "", spec.array, spec.tasks, reused, 0, 0,
                     0 if attempt is None else attempt.number, spec.created, spec.created if done else None,
                     spec.created if done else None, None, None, resources.total_cpus, resources.memory,
                     resources.time.total_seconds() if resources.time else None, "", str(folder),
-                    str(spec.origin.get("notebook", "")), str(spec.origin.get("function", "")),
+                    _text(str(spec.origin.get("notebook", ""))), _text(str(spec.origin.get("function", ""))),
                 ),
             )  # fmt: skip
             if attempt is not None:
@@ -291,13 +334,10 @@ class Store:
         JobNotFound
             No job, or more than one, begins so.
         """
-        cursor = self._connect().cursor()
-        cursor.row_factory = _job_row
         upper = job_id + "{"  # the first text after all that begin with job_id
-        found = cursor.execute(
-            f"SELECT {_JOB_COLUMNS} FROM jobs WHERE id >= ? AND id < ? LIMIT 3",
-            (job_id, upper),
-        ).fetchall()
+        found = self._rows(
+            f"SELECT {_JOB_COLUMNS} FROM jobs WHERE id >= ? AND id < ? LIMIT 3", (_text(job_id), _text(upper)), _job_row
+        )
         if len(found) == 1 or (found and found[0].id == job_id):
             row: JobRow = found[0]
             return row
@@ -344,12 +384,8 @@ class Store:
         if after_seq is not None:
             where.append("seq > ?")
             values.append(after_seq)
-        cursor = self._connect().cursor()
-        cursor.row_factory = _job_row
-        return cursor.execute(
-            f"SELECT {_JOB_COLUMNS} FROM jobs {_clause(where)} ORDER BY created DESC, id LIMIT ?",
-            [*values, limit],
-        ).fetchall()
+        sql = f"SELECT {_JOB_COLUMNS} FROM jobs {_clause(where)} ORDER BY created DESC, id LIMIT ?"
+        return self._rows(sql, [*values, limit], _job_row)
 
     def count(
         self, *, states: Iterable[JobState] = (), pool: str | None = None, name: str | None = None
@@ -389,12 +425,15 @@ class Store:
         return self.jobs(states=(JobState.NEW, JobState.PENDING, JobState.RUNNING, JobState.UNKNOWN), pool=pool)
 
     def update_job(self, job_id: str, attempt: int, **changes: Any) -> None:
-        """Change columns of a job, if it is still in this round."""
+        """Change columns of a job, if it is still in this round and has not ended with another state."""
         names = ", ".join(f"{name}=?" for name in changes)
-        values = [value.value if isinstance(value, (JobState, Cause)) else value for value in changes.values()]
+        values = [_text(value.value if isinstance(value, (JobState, Cause)) else value) for value in changes.values()]
+        state = changes["state"].value if "state" in changes else ""
         with self.write() as db:
+            # One that was stopped and comes back with an old view must not undo what its successor has found.
             db.execute(
-                f"UPDATE jobs SET {names}, seq=? WHERE id=? AND attempt=?", [*values, _next(db), job_id, attempt]
+                f"UPDATE jobs SET {names}, seq=? WHERE id=? AND attempt=? AND (state=? OR state NOT IN {_ENDED})",
+                [*values, _next(db), job_id, attempt, state],
             )
 
     def remove_job(self, job_id: str) -> None:
@@ -427,17 +466,6 @@ class Store:
         )
         return [SubmissionRow(*row) for row in rows]
 
-    def submitted_batches(self, pool: str) -> int:
-        """Return how many batches of active jobs the scheduler of a pool holds."""
-        return int(
-            self._rows(
-                "SELECT coalesce(sum(s.batches), 0) FROM submissions s JOIN jobs j ON j.id = s.job "
-                "WHERE s.pool=? AND s.state='submitted' AND s.attempt = j.attempt "
-                "AND j.state IN ('NEW', 'PENDING', 'RUNNING', 'UNKNOWN')",
-                (pool,),
-            )[0][0]
-        )
-
     def set_submission(self, tag: str, state: str, native_id: str = "") -> None:
         """Record how a submission went."""
         with self.write() as db:
@@ -461,7 +489,8 @@ class Store:
     def set_batches(self, job_id: str, rows: Iterable[BatchRow]) -> None:
         """Record what the scheduler says of batches."""
         values = [
-            (job_id, row.batch, row.state.value, row.cause.value if row.cause else None, *row[3:]) for row in rows
+            (job_id, row.batch, row.state.value, row.cause.value if row.cause else None, *map(_text, row[3:]))
+            for row in rows
         ]
         with self.write() as db:
             db.executemany("INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
@@ -497,7 +526,7 @@ class Store:
         with self.write() as db:
             db.execute("INSERT OR IGNORE INTO pools (name) VALUES (?)", (name,))
             names = ", ".join(f"{column}=?" for column in changes)
-            db.execute(f"UPDATE pools SET {names} WHERE name=?", [*changes.values(), name])
+            db.execute(f"UPDATE pools SET {names} WHERE name=?", [*map(_text, changes.values()), name])
 
     def take_lease(self, name: str, owner: str, seen: tuple[str, int]) -> bool:
         """Take or keep the lease of a pool, if it still is as the caller has seen it (owner, beat)."""
@@ -546,6 +575,11 @@ def owner_is_gone(owner: str) -> bool:
 
 def _next(db: sqlite3.Connection) -> int:
     return int(db.execute("UPDATE sequence SET value = value + 1 RETURNING value").fetchone()[0])
+
+
+def _text(value: Any) -> Any:
+    """Return a value that SQLite takes: what is not UTF-8 (a file name in an error message) replaced."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def _clause(where: Sequence[str]) -> str:

@@ -14,13 +14,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from . import process
 from .backends.base import Observation, Submission
 from .config import load
 from .errors import HybridError, JobNotFound, PoolUnreachable, SubmitRejected
+from .index import columns, index_job, keep_end
 from .pool import Pool, default_store, get_pool
 from .progress import Lost, Progress, Verdict, ending, judge
 from .spec import Cause, JobState
@@ -41,6 +43,8 @@ UNSETTLED = 10.0
 """Seconds for which a broken-off submission may still turn up at the scheduler."""
 COUNTS = 0.5
 """Least seconds between two writes of a job's counts to the Store."""
+MEASURED = 5.0
+"""Seconds for which the workers of an ended job may still say what they have used."""
 
 
 class Run:
@@ -58,8 +62,13 @@ class Run:
         self.batches: dict[int, BatchRow] = {}
         self.verdict: Verdict | None = None
         self.cancel_sent: set[str] = set()
-        self._first_seen: dict[tuple[str, int], float] = {}
+        self.absent: dict[int, float] = {}  # for how long the scheduler has said, when asked, that it has no such batch
+        self.left: set[int] = set()  # batches that the scheduler no longer has, or has ended
+        self.handle: object = None  # the one Job or ArrayJob of this process
+        self._first_seen: dict[tuple[str, int | str], float] = {}
         self.written = 0.0
+        self.broken = False  # said once
+        self.pid = os.getpid()
 
     def refresh(self) -> bool:
         """Read what the workers wrote; return whether it was anything."""
@@ -76,7 +85,7 @@ class Run:
         """Whether the job's end is known here: all tasks have ended, or the Store says so."""
         return self.row.state.final or (bool(self.progress.attempts) and self.progress.complete)
 
-    def since(self, what: str, number: int, holds: bool) -> float:
+    def since(self, what: str, number: int | str, holds: bool) -> float:
         """Return for how many seconds something has held, as this process has seen it."""
         if not holds:
             self._first_seen.pop((what, number), None)
@@ -100,6 +109,21 @@ class Run:
         return (self.folder / f"cancelled-{self.row.attempt}").exists()
 
 
+_runs: weakref.WeakValueDictionary[str, Run] = weakref.WeakValueDictionary()
+_runs_lock = threading.Lock()
+
+
+def run_of(row: JobRow) -> Run:
+    """Return what this process knows of a job: one object, whoever asks, so that news reaches all who wait for it."""
+    with _runs_lock:
+        run = _runs.get(row.folder)
+        if run is None:
+            run = _runs[row.folder] = Run(RunFolder(Path(row.folder)), row)
+        else:
+            run.row = row
+        return run
+
+
 class PoolTracker:
     """Follows the jobs of one pool in this process.
 
@@ -118,6 +142,7 @@ class PoolTracker:
         self.runs: dict[str, Run] = {}  # all that this process follows
         self.own: set[str] = set()  # those that somebody in this process waits for
         self.lock = threading.RLock()
+        self.submitting = threading.RLock()
         self.wake = threading.Event()
         self.stepped = threading.Event()  # set after the thread's first round
         self.thread: threading.Thread | None = None
@@ -170,6 +195,7 @@ class PoolTracker:
                 if not self.own and not self.runs and not self.wake.is_set():
                     self.leave()
                     self.thread = None
+                    self.store.close()
                     return
             self.wake.wait(pause)
 
@@ -190,18 +216,32 @@ class PoolTracker:
         self.submit()
         now = time.monotonic()
         for run in runs:
-            if run.refresh():
-                self._judge(run)
-                run.tell()
+            with self._alone(run):
+                if run.refresh():
+                    self._judge(run)
+                    run.tell()
         if self.holds and runs and now >= self._next_query:
             self._query(runs)
         for run in runs:
-            self._judge(run)
-            if run.settled:
-                self._finish(run)
-        pauses = [run.pause() for run in runs if not run.settled]
+            with self._alone(run):
+                self._judge(run)
+                if run.settled:
+                    self._finish(run)
+        pauses = [run.pause() for run in runs if run.row.id in self.runs]
         pauses += [RENEW, max(0.0, self._next_query - time.monotonic())] if self.holds else [RENEW]
         return min(pauses)
+
+    @contextlib.contextmanager
+    def _alone(self, run: Run) -> Iterator[None]:
+        """Keep what is wrong with one job, or with who listens to it, from holding up the others."""
+        try:
+            yield
+        except HybridError:
+            raise
+        except Exception:
+            if not run.broken:
+                log.exception("job %s: unexpected error", run.row.id)
+            run.broken = True
 
     def _lease(self) -> None:
         now = time.monotonic()
@@ -231,12 +271,7 @@ class PoolTracker:
                 for job_id, run in list(self.runs.items()):
                     row = active.get(job_id)
                     if row is None:
-                        try:
-                            run.row = self.store.job(job_id)
-                        except JobNotFound:  # cleaned up elsewhere; it must not hold up the pool's other jobs
-                            run.row = run.row._replace(
-                                state=JobState.FAILED, cause=Cause.RESULT_LOST, reason="the job was removed"
-                            )
+                        run.row = self._reload(run)
                     else:
                         run.row = row
                     if not self.holds:
@@ -250,45 +285,83 @@ class PoolTracker:
 
     _loaded = float("-inf")
 
+    def _reload(self, run: Run) -> JobRow:
+        """Return the row of a job; one that the Store has lost is made anew from the run folder, which is the truth."""
+        for again in (True, False):
+            try:
+                return self.store.job(run.row.id)
+            except JobNotFound:  # noqa: PERF203
+                if again and (run.folder / "spec.json").exists():
+                    index_job(self.store, run.folder)
+        # Cleaned up elsewhere; it must not hold up the pool's other jobs.
+        return run.row._replace(state=JobState.FAILED, cause=Cause.RESULT_LOST, reason="the job was removed")
+
     def _take_up(self, row: JobRow) -> None:
         try:
-            run = Run(RunFolder(Path(row.folder)), row)
+            run = run_of(row)
+            run.folder.attempts()
         except HybridError as error:
-            self.store.update_job(
-                row.id,
-                row.attempt,
-                state=JobState.FAILED,
-                cause=Cause.RESULT_LOST,
-                reason=str(error),
-                ended=time.time(),
-            )
+            self._removed(row, str(error))
             return
         run.batches = self.store.batches(row.id)
         self.runs[row.id] = run
 
+    def _removed(self, row: JobRow, reason: str) -> None:
+        end = {"state": JobState.FAILED, "cause": Cause.RESULT_LOST, "reason": reason, "ended": time.time()}
+        self.store.update_job(row.id, row.attempt, **end)
+
     def _finish(self, run: Run) -> None:
+        run.tell()
+        if self.holds and run.row.state.final and not (self._measured(run) and self._gone(run)):
+            return
         with self.lock:
-            run.tell()
             if run.row.state.final or not self.holds:
                 self.runs.pop(run.row.id, None)
                 self.own.discard(run.row.id)
+
+    def _measured(self, run: Run) -> bool:
+        """Return whether nothing more is to come; what ended workers say of their use comes after their results."""
+        started = [batch for batch in run.progress.batches.values() if batch.started is not None]
+        late = any(not batch.why for batch in started)
+        if late and run.since("late", run.row.attempt, True) < MEASURED:
+            return False
+        if run.verdict is not None and run.verdict.state is run.row.state:
+            used = columns(run.progress, run.batches.values(), run.verdict)
+            if (used["cpu_seconds"], used["peak_memory"]) != (run.row.cpu_seconds, run.row.peak_memory):
+                self._write(run, run.verdict)
+        return True
+
+    def _gone(self, run: Run) -> bool:
+        """Return whether the scheduler has ended all of a job, as far as others wait for its place."""
+        if self.pool.config.limits.max_jobs is None or not self.store.waiting(self.pool.name):
+            return True
+        self._ask_when_ended()
+        return not self._held_of(run)
 
     # --- submitting ---------------------------------------------------------------------------------------------
 
     def submit(self) -> None:
         """Hand the scheduler what waits, as far as limits allow."""
+        with self.submitting:  # the tracker's thread, and the main one at the end of the process
+            self._submit()
+
+    def _submit(self) -> None:
         if time.monotonic() < self._retry_at:
             return
         most = self.pool.config.limits.max_jobs
         if most is not None and not self.holds:
             return
+        full = False
         for waiting in self.store.waiting(self.pool.name):
             run = self.runs.get(waiting.job)
             if run is None:
                 continue
-            if most is not None and self.store.submitted_batches(self.pool.name) + waiting.batches > most:
-                self._wait(run, f"the limit of {most} jobs of this pool is reached")
-                continue
+            if most is not None and not run.cancelled:
+                full = full or self._held() + waiting.batches > most  # none overtakes: a large one would starve
+                if full:
+                    self._wait(run, f"the limit of {most} jobs of this pool is reached")
+                    self._ask_when_ended()
+                    continue
             try:
                 self._submit_one(run, waiting)
                 self._backoff = 0.0
@@ -297,12 +370,44 @@ class PoolTracker:
                     self._wait(run, str(error))
                     self._postpone()
                     return
-                self._rejected(run, waiting, str(error))
+                try:
+                    self._rejected(run, waiting, str(error))
+                except PoolUnreachable as unreachable:  # it is rejected again, and ended, when the pool answers
+                    self._unreachable(unreachable)
+                    self._postpone()
+                    return
             except PoolUnreachable as error:
                 self._unreachable(error)
                 self._wait(run, str(error))
                 self._postpone()
                 return
+            except (OSError, JobNotFound) as error:
+                if (run.folder / "spec.json").exists():
+                    self._wait(run, f"the run folder cannot be used: {error}")
+                else:
+                    self._removed(run.row, f"its run folder {run.folder.path} was removed")
+
+    def _held(self) -> int:
+        """Return how many batches the scheduler has, as far as is known: those it was given and has not ended yet."""
+        return sum(self._held_of(run) for run in list(self.runs.values()))
+
+    def _held_of(self, run: Run) -> int:
+        return sum(
+            batch not in run.left
+            for submission in self.store.submissions(run.row.id, run.row.attempt)
+            if submission.state == "submitted"
+            for batch in range(submission.first, submission.first + submission.batches)
+        )
+
+    def _ask_when_ended(self) -> None:
+        """Ask the scheduler soon if a worker says that it has ended: others wait for its place."""
+        if any(
+            batch.why and number not in run.left
+            for run in list(self.runs.values())
+            for number, batch in list(run.progress.batches.items())
+        ):
+            soon = time.monotonic() + self.pool.config.limits.poll_min.total_seconds()
+            self._next_query = min(self._next_query, soon)
 
     def _postpone(self) -> None:
         self._backoff = min(60.0, 2 * self._backoff or 1.0)
@@ -319,6 +424,8 @@ class PoolTracker:
             if descriptor is None:
                 return  # a submission is under way, here or in a process that has died since
             answer = folder.submissions().get(waiting.tag)
+            if answer is not None and answer["state"] == "rejected":
+                raise SubmitRejected(answer["reason"])  # who heard it was killed before the job was ended
             if answer is not None:
                 self.store.set_submission(waiting.tag, answer["state"], answer.get("native_id", ""))
                 return
@@ -330,15 +437,16 @@ class PoolTracker:
             if after is None:
                 return
             native_id = None
-            begun = waiting.tag in os.pread(descriptor, 1 << 16, 0).decode().split("\n")
+            size = os.fstat(descriptor).st_size
+            begun = waiting.tag in os.pread(descriptor, size, 0).decode().split("\n")
             if not begun:
-                os.pwrite(descriptor, f"{waiting.tag}\n".encode(), os.fstat(descriptor).st_size)
+                os.pwrite(descriptor, f"{waiting.tag}\n".encode(), size)
                 os.fsync(descriptor)
             elif not backend.idempotent:
                 # An earlier submission broke off. The lock is free, so no command is under way, but the scheduler
                 # may be a moment behind: it is submitted again only when it surely is not there.
                 native_id = backend.find([waiting.tag]).get(waiting.tag)
-                if native_id is None and run.since("begun", waiting.chunk, True) < UNSETTLED:
+                if native_id is None and run.since("begun", waiting.tag, True) < UNSETTLED:
                     return
             if native_id is None:
                 attempt = run.folder.attempt(waiting.attempt)
@@ -386,14 +494,14 @@ class PoolTracker:
     def _rejected(self, run: Run, waiting: SubmissionRow, words: str) -> None:
         """End a job whose submission was refused; what the scheduler took of it before is cancelled."""
         run.folder.record_submission(waiting.tag, state="rejected", reason=words)
-        self.store.set_submission(waiting.tag, "rejected")
         for other in self.store.submissions(run.row.id, waiting.attempt):
             if other.state == "submitted":
                 self.pool.backend.cancel(other.native_id)
-            elif other.state == "new":
+            elif other.state == "new" and other.tag != waiting.tag:
                 self.store.set_submission(other.tag, "cancelled")
         cause = Cause.DEPENDENCY_FAILED if "which this one waits for" in words else Cause.SUBMIT_REJECTED
-        self._write(run, Verdict(JobState.FAILED, cause, words, 0, {}), time.time())
+        self._write(run, Verdict(JobState.FAILED, cause, words, 0, {}))
+        self.store.set_submission(waiting.tag, "rejected")  # last: until then whoever comes next does all of this
 
     # --- asking -------------------------------------------------------------------------------------------------
 
@@ -434,7 +542,11 @@ class PoolTracker:
                 before = run.batches.get(batch)
                 gone = observation is None and not (worker is not None and worker.why == "done")
                 gone = gone and not (before is not None and before.state.final)
-                run.since("absent", batch, gone)
+                run.absent[batch] = run.since("absent", batch, gone)
+                if observation is None or observation.state.final:
+                    run.left.add(batch)
+                else:
+                    run.left.discard(batch)
                 if observation is not None:
                     row = BatchRow(
                         batch, observation.state, observation.cause, observation.reason, observation.host,
@@ -484,10 +596,14 @@ class PoolTracker:
             final = row is not None and row.state.final
             ended = worker is not None and worker.why == "terminated"
             settling = run.since("final", batch, final)
-            quiet = min(
-                run.since("absent", batch, row is not None and row.state is JobState.UNKNOWN),
-                time.monotonic() - run.news,
-            )
+            if final and not (said or ended):
+                run.progress.look(batch)
+                worker = run.progress.batches.get(batch)
+                said = worker is not None and worker.why in ("done", "walltime", "infrastructure")
+                ended = worker is not None and worker.why == "terminated"
+            quiet = run.absent.get(batch, 0.0)
+            if worker is not None:
+                quiet = min(quiet, time.monotonic() - worker.news)
             if said or (final and (ended or settling >= self._grace)) or quiet >= ABSENT:
                 over[batch] = ending(worker, row)
         for submission in self.store.submissions(run.row.id, run.row.attempt) if run.cancelled else ():
@@ -508,32 +624,14 @@ class PoolTracker:
             if urgent or now - run.written >= COUNTS:
                 run.written = now
                 run.verdict = verdict
-                self._write(run, verdict, None)
+                self._write(run, verdict)
 
-    def _write(self, run: Run, verdict: Verdict, ended: float | None) -> None:
-        progress = run.progress
-        batches = [batch for batch in progress.batches.values() if batch.started is not None]
-        starts = [batch.started for batch in batches if batch.started is not None]
-        ends = [batch.ended for batch in batches if batch.ended is not None]
-        ends += [result.ended for result in progress.results.values()] if not ends and verdict.state.final else []
-        cpu = [batch.cpu_seconds for batch in batches if batch.cpu_seconds is not None]
-        memory = [batch.peak_memory for batch in batches if batch.peak_memory is not None]
-        cpu = cpu or [row.cpu_seconds for row in run.batches.values() if row.cpu_seconds is not None]
-        memory = memory or [row.peak_memory for row in run.batches.values() if row.peak_memory is not None]
-        changes = {
-            "state": verdict.state,
-            "cause": verdict.cause,
-            "reason": verdict.reason,
-            "done": progress.done,
-            "failed": progress.failed + sum(loss.cause is not Cause.CANCELLED for loss in verdict.lost.values()),
-            "running": verdict.running,
-            "started": min(starts, default=None),
-            "ended": (ended or max(ends, default=time.time())) if verdict.state.final else None,
-            "cpu_seconds": sum(cpu) if cpu else None,
-            "peak_memory": max(memory, default=None),
-        }
+    def _write(self, run: Run, verdict: Verdict) -> None:
+        changes = columns(run.progress, run.batches.values(), verdict)
+        if verdict.state.final and not run.progress.complete:
+            keep_end(run.folder, run.row.attempt, changes, run.batches.values())
         self.store.update_job(run.row.id, run.row.attempt, **changes)
-        run.row = self.store.job(run.row.id)
+        run.row = self._reload(run)
         if verdict.state.final:
             self._tidy(run)
         run.tell()
@@ -543,12 +641,25 @@ class PoolTracker:
         attempt = run.progress.attempts[-1] if run.progress.attempts else None
         if attempt is None or not attempt.pull or not run.progress.complete:
             return
+        idle: dict[str, list[int]] = {}
         for submission in self.store.submissions(run.row.id, run.row.attempt):
-            every = range(submission.first, submission.first + submission.batches)
-            idle = [batch - submission.first for batch in every if batch not in run.progress.batches]
-            if idle and submission.state == "submitted":
-                with contextlib.suppress(HybridError):
-                    self.pool.backend.cancel(submission.native_id, idle)
+            for batch in range(submission.first, submission.first + submission.batches):
+                if submission.state == "submitted" and batch not in run.progress.batches:
+                    idle.setdefault(submission.native_id, []).append(batch - submission.first)
+        # An idle batch that is cancelled would fail those who have the scheduler wait for the whole array. Whoever
+        # looks at this job from now on finds it COMPLETED and has nothing to wait for.
+        if not idle or any(run.row.id in _after(row) for row in self.store.active(self.pool.name)):
+            return
+        for native_id, indices in idle.items():
+            with contextlib.suppress(HybridError):
+                self.pool.backend.cancel(native_id, indices)
+
+
+def _after(row: JobRow) -> tuple[str, ...]:
+    try:
+        return RunFolder(Path(row.folder)).spec.after
+    except HybridError:
+        return ()
 
 
 class Tracker:
@@ -557,15 +668,20 @@ class Tracker:
     def __init__(self) -> None:
         self._pools: dict[tuple[str, str], PoolTracker] = {}
         self._lock = threading.Lock()
-        self._pid = os.getpid()
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        """Begin anew in a child: threads do not survive a fork, and locks may be held for ever."""
+        global _runs_lock  # noqa: PLW0603
+        self._pools, self._lock = {}, threading.Lock()
+        _runs_lock = threading.Lock()
+        _runs.clear()
 
     def pool(self, pool: Pool) -> PoolTracker:
         """Return the tracker of a pool, made when first asked for."""
         store = default_store()
         key = (str(store.path), pool.name)
         with self._lock:
-            if self._pid != os.getpid():  # threads do not survive a fork
-                self._pools, self._pid = {}, os.getpid()
             if key not in self._pools:
                 self._pools[key] = PoolTracker(pool, store)
             return self._pools[key]
@@ -577,8 +693,6 @@ class Tracker:
 
     def flush(self) -> None:
         """Hand the schedulers what this process has promised them; the end of a script must not lose it."""
-        if self._pid != os.getpid():
-            return
         for tracker in list(self._pools.values()):
             with contextlib.suppress(HybridError):
                 tracker.submit()
@@ -603,6 +717,8 @@ def watch_all(wait: float = 1.0) -> None:
 
 def follow(run: Run) -> None:
     """Follow a run in this process until it has ended."""
+    with _runs_lock:
+        _runs.setdefault(str(run.folder.path), run)
     tracker.pool(get_pool(run.row.pool)).add(run)
 
 
