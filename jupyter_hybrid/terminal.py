@@ -20,7 +20,7 @@ class Line:
     def show(self, text: str) -> None:
         """Put a text in place of the one before."""
         if sys.stderr.isatty():
-            width = os.get_terminal_size(2).columns
+            width = os.get_terminal_size(2).columns or 80  # 0: the terminal does not know
             sys.stderr.write(f"\r\x1b[K{text[: max(1, width - 1)]}")
             sys.stderr.flush()
             self.shown = True

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Iterable
 from typing import Any
 
 from . import clean as removal
@@ -13,7 +14,7 @@ from . import config, launch
 from .errors import JobNotFound
 from .listing import Table, job_line
 from .pool import default_store, get_pool
-from .spec import parse_time
+from .spec import JobState, parse_time
 from .store import JobRow
 from .terminal import job_json, line, print_json, print_text, when
 from .tracker import step_all, tracker
@@ -57,37 +58,34 @@ def track(arguments: Namespace) -> int:
         loaded.pool(name)
     store = default_store()
     seen = store.sequence()
-    known = {row.id: row.state for name in names for row in store.active(name)}
-    changed: list[JobRow] = []
+    known: dict[str, JobState] = {}
 
-    def report() -> None:
-        """Show what has changed since the last look."""
-        nonlocal seen
-        if store.sequence() == seen:
-            return
-        rows = store.jobs(after_seq=seen)
-        seen = max([seen, *(row.seq for row in rows)])
+    def report(rows: Iterable[JobRow]) -> None:
+        """Show the jobs whose state is news."""
         for row in sorted(rows, key=lambda row: row.seq):
-            if row.pool in names and known.get(row.id) is not row.state:
-                known[row.id] = row.state
-                changed.append(row)
-                if arguments.json:
-                    print_json(job_json(row), indent=None)
-                else:
-                    cause = f" ({row.cause})" if row.cause else ""
-                    print_text(f"{when(time.time())}  {row.id}  {row.name}  {row.pool}  {row.state}{cause}")
-                sys.stdout.flush()
+            if row.pool not in names or known.get(row.id) is row.state:
+                continue
+            known[row.id] = row.state
+            if arguments.json:
+                print_json(job_json(row), indent=None)
+            else:
+                cause = f" ({row.cause})" if row.cause else ""
+                print_text(f"{when(time.time())}  {row.id}  {row.name}  {row.pool}  {row.state}{cause}")
+            sys.stdout.flush()
 
+    report(row for name in names for row in store.active(name))
     if arguments.once:
         step_all(names)
-        report()
+        report(store.jobs(after_seq=seen))
         return 0
     while True:
         active = {name: store.active(name) for name in names}
         for name, rows in active.items():
             if rows:
                 tracker.pool(get_pool(name)).start()
-        report()
+        if (now := store.sequence()) != seen:
+            report(store.jobs(after_seq=seen))
+            seen = now
         left = sum(map(len, active.values()))
         if arguments.until_idle and not left:
             return 0
