@@ -126,7 +126,7 @@ def _run_script(
     for option, given in (("--in", options.inputs), ("--out", options.out), ("--cache", options.cache)):
         if given:
             raise UsageError(f"{option} is for cells of Python; a script (--bash) has files and its exit status")
-    name = options.name or _title(cell)
+    name = options.name or _title(cell, [], tasks)
     origin = _origin(shell, "")
     if options.dry_run:
         _preview(pool, options, "script", name, tasks, after, {}, ())
@@ -149,11 +149,11 @@ def _run_python(
             outputs=_names(options.out, "--out"),
             extra_names=tasks[0] if tasks else (),
             limit=parse_memory(options.limit) if options.limit else capture.LIMIT,
-            title=f"In[{shell.execution_count}]",
+            title=f"In[{len(shell.history_manager.input_hist_parsed) - 1}]",  # the running cell is the last
         )
     except SyntaxError as error:
         raise CellSyntaxError(f"{error}; nothing was submitted") from error
-    name = options.name or _title(cell)
+    name = options.name or _title(cell, captured.out if captured.explicit_out else (), tasks)
     if options.dry_run:
         _preview(pool, options, "cell", name, tasks, after, captured.inputs, captured.out, captured.sizes)
         return None
@@ -205,8 +205,10 @@ def binder(shell: Any, job: Job | ArrayJob) -> Callable[[Any], None]:
     return bind
 
 
-def _title(cell: str) -> str:
-    """Return the first line of the cell that says something."""
+def _title(cell: str, out: Sequence[str], tasks: list[dict[str, Any]] | None) -> str:
+    """Return what lists of jobs call a cell: what it is run for, ``score(seed)``, or its first line that says much."""
+    if out:
+        return ", ".join(out) + (f"({', '.join(tasks[0])})" if tasks else "")
     lines = [line.strip() for line in cell.splitlines()]
     said = [line for line in lines if line and not line.startswith(("import ", "from ", "#!", "%"))]
     first = next((line for line in said if not line.startswith("#")), next(iter(said), "cell"))

@@ -14,7 +14,7 @@ from ..handles import ArrayJob, Handle, Job, Task
 from ..launch import reused_tasks
 from ..listing import duration
 from ..pool import default_store
-from ..progress import RUNNING
+from ..progress import FAILED, RUNNING
 from ..results import ADVICE, end_of, log_tail
 from ..spec import Cause, JobState, Resources, format_memory
 from ..store import JobRow
@@ -69,19 +69,20 @@ def text(job: Handle) -> str:
     return said + (f"\n→ {ADVICE[row.cause]}" if row.cause in ADVICE else "")
 
 
-def html(job: Handle, label: str = "") -> str:
-    """Return the card of a job. `label` is how the notebook calls it, if it has a name there."""
+def html(job: Handle, label: str = "", seen: str = "") -> str:
+    """Return the card of a job. `label` is what the notebook calls it, `seen` a last line."""
     row = job.row()
     parts = [_head(row), _facts(job, row)]
     if row.array:
         parts.append(_bar(job, row))
     if row.reason and not row.cause:
-        parts.append(_line(f"{_waits(job, row)}{escape(row.reason)}{_expected(job)}"))
+        parts.append(_line(f"{escape(row.reason)}{_expected(job)}"))
     parts.append(_unreachable(row))
     if row.cause:
         parts.append(_bad_end(job, row))
-    parts.append(_first_failure(job, label))
+    parts.append(_first_failure(job, row, label))
     parts.append(_log(job, row))
+    parts.append(seen)
     body = "".join(parts)
     return (
         f'<div class="jupyter-hybrid" style="border-left:3px solid {_colour(row)};padding:2px 0 2px 12px;'
@@ -90,12 +91,12 @@ def html(job: Handle, label: str = "") -> str:
     )
 
 
-def seen(job: Handle) -> str:
+def _seen(job: Handle) -> str:
     """Return when the card of an unfinished job was written: all that a notebook without a kernel can know."""
-    row = job.row()
-    if row.state.final:
+    if job.row().state.final:
         return ""
-    return _line(f"Seen at {datetime.now():%H:%M:%S}; hy.job({row.id!r}) finds it from any kernel.", muted=True)
+    code = _code(f"hy.job({job.id!r})")
+    return _line(f"seen at {datetime.now():%H:%M:%S}; {code} finds it from any kernel", muted=True)
 
 
 def _colour(row: JobRow) -> str:
@@ -104,6 +105,10 @@ def _colour(row: JobRow) -> str:
 
 def _line(inner: str, muted: bool = False) -> str:
     return f'<div style="{"opacity:.75" if muted else ""}">{inner}</div>'
+
+
+def _code(content: str) -> str:
+    return f'<code style="{_MONO};background:none;padding:0">{escape(content)}</code>'
 
 
 def _pre(content: str, height: str = "16em") -> str:
@@ -121,8 +126,7 @@ def _name(row: JobRow) -> str:
 def _head(row: JobRow) -> str:
     span = _elapsed(row)
     icon = f'<span aria-hidden="true" style="color:{_colour(row)}">{_ICONS[row.state]}&#xFE0E;</span>'
-    name = f'<code style="{_MONO};background:none">{escape(_name(row))}</code>'
-    return f"<div>{icon} <b>{row.state}</b>{' · ' + span if span else ''} · {name}</div>"
+    return f"<div>{icon} <b>{row.state}</b> · {_code(_name(row))}{' · ' + span if span else ''}</div>"
 
 
 def _elapsed(row: JobRow) -> str:
@@ -138,7 +142,7 @@ def _elapsed(row: JobRow) -> str:
 
 def _facts(job: Handle, row: JobRow) -> str:
     native = f" ({escape(row.native_id)})" if row.native_id else ""
-    found = [f"pool {escape(row.pool)}", f"job <code style='{_MONO};background:none'>{row.id}</code>{native}"]
+    found = [f"pool {escape(row.pool)}", f"job {_code(row.id)}{native}"]
     found.append(_asked(job.spec.resources))
     hosts = sorted({batch.host for batch in job.run.progress.batches.values() if batch.host})
     if hosts:
@@ -205,10 +209,6 @@ def _bar(job: Handle, row: JobRow) -> str:
     )
 
 
-def _waits(job: Handle, row: JobRow) -> str:
-    return "Waits: " if row.state in (JobState.NEW, JobState.PENDING) and not job.run.cancelled else ""
-
-
 def _expected(job: Handle) -> str:
     starts = [batch.estimated_start for batch in job.run.batches.values() if batch.estimated_start]
     return f"; expected to start about {datetime.fromtimestamp(min(starts)):%Y-%m-%d %H:%M}" if starts else ""
@@ -224,26 +224,31 @@ def _unreachable(row: JobRow) -> str:
 
 
 def _bad_end(job: Handle, row: JobRow) -> str:
-    reason = f": {escape(row.reason)}" if row.reason else ""
+    if row.array and row.cause is Cause.USER_ERROR:
+        return ""  # told of the task that it happened in
     advice = ADVICE.get(row.cause) if row.cause else None
-    if row.cause is Cause.USER_ERROR and not row.array and job.spec.kind == "cell":
-        advice = "correct the cell and run it again; job.outputs() has all it showed"
-    return _line(f"<b>{row.cause}</b>{reason}") + (_line(f"→ {escape(advice)}") if advice else "")
+    if row.cause is Cause.USER_ERROR and job.spec.kind == "cell":
+        advice = "correct the cell and run it again"
+    said = _line(f"<b>{row.cause}</b>" + (f": {escape(row.reason)}" if row.reason else ""))
+    return said + (_line(f"→ {escape(advice)}") if advice else "")
 
 
-def _first_failure(job: Handle, label: str) -> str:
-    """Return what went wrong in the first task of an array that failed, and how to see more."""
+def _first_failure(job: Handle, row: JobRow, label: str) -> str:
+    """Return what went wrong in the first task of an array that failed, and what to do."""
     if not isinstance(job, ArrayJob):
         return ""
-    failed = next((task for task, mark in enumerate(job.run.progress.marks) if mark == 3), None)
-    if failed is None:
+    failed = job.run.progress.marks.find(FAILED)
+    if failed < 0:
         return ""
     reason = end_of(job.run, failed)[2]
-    said = f"First failed: task {failed}{_parameters(job, failed)}: {escape(reason)}"
-    called = f"{label or f'hy.job({job.id!r})'}[{failed}]"
-    see = "outputs" if job.spec.kind == "cell" else "logs"
-    more = f"<code style='{_MONO};background:none'>{escape(called)}.{see}()</code> shows all of it"
-    return _line(said) + _pre(_traceback(Task(job, failed))) + _line(more, muted=True)
+    said = f"<b>{Cause.USER_ERROR}</b> first in task {failed}{_parameters(job, failed)}: {escape(reason)}"
+    called = label or f"hy.job({job.id!r})"
+    see = f"{called}[{failed}].{'outputs' if job.spec.kind == 'cell' else 'logs'}()"
+    advice = f"→ {_code(see)} shows all of it"
+    if row.state.final:
+        rest = f"{called}.results(errors='skip')"
+        advice += f"; {_code(rest)} has the others; {_code(called + '.retry()')} runs only what is not done"
+    return _line(said) + _pre(_traceback(Task(job, failed))) + _line(advice)
 
 
 def _parameters(job: Handle, task: int) -> str:
@@ -286,4 +291,4 @@ def _log(job: Handle, row: JobRow) -> str:
 
 def bundle(job: Handle, label: str = "") -> dict[str, Any]:
     """Return the card as a MIME bundle."""
-    return {"text/html": html(job, label) + seen(job) + STYLE, "text/plain": text(job)}
+    return {"text/html": html(job, label, _seen(job)) + STYLE, "text/plain": text(job)}
