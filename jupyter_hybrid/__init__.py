@@ -9,12 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .aggregate import dask_cluster
+    from .cluster import dask_cluster
     from .errors import HybridError
     from .executor import Executor, submit, submit_script
     from .handles import ArrayJob, Job, Task
-    from .spec import Cause, JobState, Resources
     from .listing import job, jobs, pools, why
+    from .spec import Cause, JobState, Resources
 
 __version__ = "0.1.0"
 
@@ -27,7 +27,7 @@ _HOME = {
     "JobState": "spec",
     "Resources": "spec",
     "Task": "handles",
-    "dask_cluster": "aggregate",
+    "dask_cluster": "cluster",
     "job": "listing",
     "jobs": "listing",
     "pools": "listing",

@@ -478,3 +478,29 @@ def test_missing_and_cut_files() -> None:
         array.to_delayed()[14].compute()
     # Of the cut file only what was cut off is lost.
     assert array.to_bag("skip").compute() == [2 * seed for seed in (*range(10, 14), *range(20, 30))]
+
+
+# --- live cluster -----------------------------------------------------------------------------------------------------
+
+
+def test_local_cluster() -> None:
+    array = array_of(double, range(20))
+    with hy.dask_cluster("local", jobs=1, cpus=2, memory="500M") as cluster, cluster.get_client() as client:
+        assert list(client.nthreads().values()) == [2]
+        assert client.scheduler_info()["address"].startswith("tcp://127.0.0.1:")
+        assert array.to_bag().map(where).map(operator.itemgetter(0)).distinct().compute() == list(
+            client.run(lambda: __import__("os").getpid()).values()
+        )
+
+
+def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(hy.HybridError, match=r"pip install jupyter_hybrid\[cluster\]"):
+        hy.dask_cluster("local")
+
+
+def test_bad_requests() -> None:
+    with pytest.raises(ValueError, match="jobs=0"):
+        hy.dask_cluster("local", jobs=0)
+    with pytest.raises(hy.HybridError, match="unknown resource 'cpu'; did you mean 'cpus'"):
+        hy.dask_cluster("local", cpu=2)

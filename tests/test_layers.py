@@ -20,8 +20,8 @@ LAYERS = {
     "backends": "backends backends.base backends.element backends.local backends.proctree backends.shim backends.slurm "
     "backends.slurm_output backends.spool backends.supervisor",
     "engine": "pool progress tracker launch results handles executor listing aggregate dataframe capture cellnames "
-    "fingerprint clean practice practice_conf practice_processes",
-    "faces": "cli verbs upkeep terminal doctor magics completer card display __main__",
+    "fingerprint cluster clean index practice practice_conf practice_processes",
+    "faces": "cli verbs upkeep terminal doctor magics cellmagic linemagic completer __main__",
 }
 """From the bottom to the top; a module may import from its own layer and from those below."""
 
@@ -169,7 +169,7 @@ def test_heavy_packages_are_imported_when_they_are_needed() -> None:
     wrong = [
         f"{module}, line {found.line}: {found.module}"
         for module in ["", *MODULES]
-        if module.split(".")[0] not in ("widgets", "server", "magics", "completer", "card", "display")
+        if module.split(".")[0] not in ("widgets", "server", "magics", "cellmagic", "linemagic", "completer")
         for found in imports(module)
         if top(found) in HEAVY and not found.lazy and not found.typing and not guarded(module, found.line)
     ]
