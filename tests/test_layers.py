@@ -19,8 +19,8 @@ LAYERS = {
     "one kind of I/O each": "config process storage frames store worker cellrun",
     "backends": "backends backends.base backends.element backends.local backends.proctree backends.shim backends.slurm "
     "backends.slurm_output backends.spool backends.supervisor",
-    "engine": "pool progress tracker launch results handles executor listing aggregate dataframe capture cellnames "
-    "fingerprint cluster clean index practice practice_conf practice_processes",
+    "engine": "pool progress tracker launch results handles executor listing aggregate "
+    "dataframe capture cellnames fingerprint cluster clean index practice practice_conf practice_processes",
     "faces": "cli verbs upkeep terminal doctor magics cellmagic linemagic completer __main__",
 }
 """From the bottom to the top; a module may import from its own layer and from those below."""
