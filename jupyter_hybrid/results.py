@@ -31,18 +31,6 @@ ADVICE = {
 """What to do about each cause."""
 
 
-def log_tail(run: Run, batch: int | None, lines: int = 15) -> str:
-    """Return the last lines of a batch's log, or an empty text."""
-    if batch is None:
-        return ""
-    try:
-        with open(run.folder.log(batch), "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 8192))
-            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
-    except OSError:
-        return ""
-
-
 def load_task(run: Run, task: int) -> Any:
     """Return the value of an ended task, or raise what it raised.
 
@@ -183,7 +171,7 @@ def failure(run: Run, task: int) -> JobFailed:
     batch = run.progress.batch_of(task)
     if batch is None and run.progress.attempts:  # never claimed: no batch of its round got so far
         attempt = run.progress.attempts[-1]
-        logs = (number for number in range(attempt.first, attempt.first + attempt.batches) if log_tail(run, number))
+        logs = (number for number in range(attempt.first, attempt.first + attempt.batches) if run.folder.log_tail(number))
         batch = next(logs, None)
-    tail = log_tail(run, batch)
+    tail = "" if batch is None else run.folder.log_tail(batch)
     return JobFailed(text + (f"\nEnd of the log:\n{tail}" if tail else ""), cause)

@@ -215,6 +215,15 @@ class RunFolder:
                     return self.path / "logs" / f"{first}+{batch - first}.out"
         return plain
 
+    def log_tail(self, batch: int, lines: int = 15) -> str:
+        """Return the last lines of a batch's log, or an empty text."""
+        try:
+            with open(self.log(batch), "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+                return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return ""
+
     @contextlib.contextmanager
     def submitting(self) -> Iterator[int | None]:
         """Hold the submission lock; yields its descriptor, or ``None`` where a submission is under way already.

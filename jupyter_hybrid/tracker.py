@@ -548,11 +548,7 @@ class PoolTracker:
                 else:
                     run.left.discard(batch)
                 if observation is not None:
-                    row = BatchRow(
-                        batch, observation.state, observation.cause, observation.reason, observation.host,
-                        observation.exit_code, observation.restarts, observation.estimated_start,
-                        observation.cpu_seconds, observation.peak_memory,
-                    )  # fmt: skip
+                    row = _batch_row(run.folder, batch, observation, before)
                 elif gone:
                     row = BatchRow(
                         batch, JobState.UNKNOWN, None, "the scheduler does not know it", "", None, 0, None, None, None
@@ -660,6 +656,26 @@ def _after(row: JobRow) -> tuple[str, ...]:
         return RunFolder(Path(row.folder)).spec.after
     except HybridError:
         return ()
+
+
+_OUT_OF_MEMORY = ("memory limit", "oom-kill", "oom_kill", "Out Of Memory")
+"""What Slurm's and the kernel's messages in a log say of a job that took too much; not every state says so."""
+
+
+def _batch_row(folder: RunFolder, batch: int, said: Observation, before: BatchRow | None) -> BatchRow:
+    """Return what is kept of a scheduler's word on a batch."""
+    cause, reason = said.cause, said.reason
+    if cause is Cause.USER_ERROR:  # all a scheduler can know is that the script, which is not the user's, failed
+        cause = None
+        if said.state.final and any(words in folder.log_tail(batch) for words in _OUT_OF_MEMORY):
+            cause, reason = Cause.OUT_OF_MEMORY, "the batch used more memory than it asked for"
+    cpu, memory = said.cpu_seconds, said.peak_memory
+    if before is not None:  # measured once, and not in every answer
+        cpu = before.cpu_seconds if cpu is None else cpu
+        memory = before.peak_memory if memory is None else memory
+    return BatchRow(
+        batch, said.state, cause, reason, said.host, said.exit_code, said.restarts, said.estimated_start, cpu, memory
+    )
 
 
 class Tracker:

@@ -15,7 +15,7 @@ from ..launch import reused_tasks
 from ..listing import duration
 from ..pool import default_store
 from ..progress import FAILED, RUNNING
-from ..results import ADVICE, end_of, log_tail
+from ..results import ADVICE, end_of
 from ..spec import Cause, JobState, Resources, format_memory
 from ..store import JobRow
 
@@ -125,7 +125,7 @@ def _name(row: JobRow) -> str:
 
 def _head(row: JobRow) -> str:
     span = _elapsed(row)
-    icon = f'<span aria-hidden="true" style="color:{_colour(row)}">{_ICONS[row.state]}&#xFE0E;</span>'
+    icon = f'<span aria-hidden="true" style="color:{_COLOURS.get(row.state, 'inherit')}">{_ICONS[row.state]}&#xFE0E;</span>'
     return f"<div>{icon} <b>{row.state}</b> · {_code(_name(row))}{' · ' + span if span else ''}</div>"
 
 
@@ -280,7 +280,7 @@ def _log(job: Handle, row: JobRow) -> str:
     batches = job.run.progress.batches
     latest = max(batches, key=lambda number: (batches[number].started or 0, number), default=None)
     try:
-        tail = log_tail(job.run, latest, 8)
+        tail = "" if latest is None else job.run.folder.log_tail(latest, 8)
     except HybridError:
         tail = ""
     if not tail.strip():
