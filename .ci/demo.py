@@ -23,6 +23,7 @@ def main(notebook: Path, folder: Path) -> int:
     os.environ["JUPYTER_HYBRID_HOME"] = str((folder / "data").absolute())
     os.environ.setdefault("HYBRID_SUPERVISOR_IDLE", "1")
     import jupyter_hybrid as hy
+    from jupyter_hybrid.launch import reused_tasks
 
     pages = nbformat.read(notebook, as_version=4)
     start = time.monotonic()
@@ -54,10 +55,12 @@ def main(notebook: Path, folder: Path) -> int:
 
     # As any later process would: from the Store and the run folders.
     arrays = [job for row in hy.jobs() if isinstance(job := hy.job(row["id"]), hy.ArrayJob)]
+    reused = sum(reused_tasks(array.run) for array in arrays)
     largest = max(arrays, key=len)
-    scores = largest.to_dataframe()["score"]
-    print(f"{len(largest)} tasks on pool {largest.pool!r}: mean score {scores.mean().compute():.4f}")
-    print(f"{sum(map(len, arrays))} results in {len(arrays)} arrays, {seconds:.0f} s with the notebook")
+    scores = largest.to_dataframe()["score"].compute()
+    print(f"{len(arrays)} arrays on pool {largest.pool!r}: {sum(map(len, arrays)) - reused} tasks ran, {reused} reused")
+    print(f"mean score of {len(scores)} tasks: {scores.mean():.4f}, standard deviation {scores.std():.4f}")
+    print(f"notebook: {seconds:.0f} s")
     print(f"page: {page}\npicture: {picture}")
     return 0
 
