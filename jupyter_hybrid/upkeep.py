@@ -117,13 +117,14 @@ def practice(arguments: Namespace) -> int:
     if arguments.json:
         print_json(status)
     elif arguments.action == "up":
-        print_text(_NEXT.format(name=name, nodes=cluster.nodes, cpus=cluster.cpus, conf=cluster.conf))
+        option = "" if name == "practice" else f" --name {name}"
+        print_text(_NEXT.format(name=name, nodes=cluster.nodes, cpus=cluster.cpus, conf=cluster.conf, option=option))
     else:
         dead = [daemon for daemon, seen in status["daemons"].items() if not seen["alive"]]
         print_text(f"practice cluster {name!r} in {cluster.folder}: {'up' if status['up'] else 'not up'}")
         print_text("\n".join(f"  {node}  {state}" for node, state in status["nodes"].items()))
         if dead:
-            print_text(f"not running: {', '.join(dead)}; 'jupyter hybrid practice slurm up' starts them")
+            print_text(f"not running: {', '.join(dead)}; 'jupyter hybrid practice slurm up --name {name}' starts them")
     return 0 if status["up"] else 1
 
 
@@ -138,7 +139,7 @@ A Slurm of {nodes} nodes with {cpus} cpus each is up; its pool is {name!r}. In a
 
 Its own commands, in this shell:  export SLURM_CONF={conf}
 Check it:  jupyter hybrid doctor {name}
-End it:    jupyter hybrid practice slurm down"""
+End it:    jupyter hybrid practice slurm down{option}"""
 
 
 def clean(arguments: Namespace) -> int:

@@ -60,23 +60,24 @@ def jobs(arguments: Namespace) -> int:
             note(f"{len(rows)} of {total} jobs; --all shows all")
     for name in unanswered:
         row = store.pool(name)
-        words = f"pool {name!r} has not answered within {_ANSWER:g} s"
-        if row.unreachable_since is not None:
-            words = f"pool {name!r} is unreachable since {when(row.unreachable_since)}: {row.error}"
-        note(f"{words}\nThe states of its jobs are from before.")
+        note(f"pool {name!r} is unreachable since {when(row.unreachable_since or 0)}: {row.error}")
     return 0
 
 
 def bring_up_to_date() -> list[str]:
     """Bring states up to date, for a bounded time; return the pools with unfinished jobs that do not answer."""
+    asked = time.time()
     watch_all(_ANSWER)
-    store = default_store()
-    return [
-        name
-        for name in config.load().pools
-        if store.active(name)
-        and (store.pool(name).unreachable_since is not None or not tracker.pool(get_pool(name)).stepped.is_set())
-    ]
+    store, unanswered = default_store(), []
+    for name in config.load().pools:
+        if not store.active(name):
+            continue
+        if not tracker.pool(get_pool(name)).stepped.is_set() and store.pool(name).unreachable_since is None:
+            # Its commands take longer than this process lives; the next answer that anybody gets takes it back.
+            store.set_pool(name, unreachable_since=asked, error=f"no answer within {_ANSWER:g} s")
+        if store.pool(name).unreachable_since is not None:
+            unanswered.append(name)
+    return unanswered
 
 
 def pools(arguments: Namespace) -> int:
