@@ -44,6 +44,7 @@ def wait(job: Job | ArrayJob) -> None:
     from .live import card
 
     shown = card(job, "", True)
+    shown.waiting = True
     try:
         if isinstance(job, Job):
             concurrent.futures.wait([job])
@@ -53,6 +54,7 @@ def wait(job: Job | ArrayJob) -> None:
         said = f"waiting stopped; job {job.id} goes on. job.result() waits again, job.cancel() ends it"
         raise _in_one_line(error, said) from None
     finally:
+        shown.waiting = False
         shown.refresh()
     try:
         job.result()

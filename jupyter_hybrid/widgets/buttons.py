@@ -51,8 +51,14 @@ class Buttons:
         view = "application/vnd.jupyter.widget-view+json"
         return {"text/plain": "", "text/html": "", view: self.box._repr_mimebundle_()[view]}
 
-    def refresh(self) -> None:
-        """Show the buttons that would do something now, and the log if it is open."""
+    def refresh(self, waiting: bool = False) -> None:
+        """Show the buttons that would do something now, and the log if it is open.
+
+        A busy kernel hears no button; `waiting` tells that it waits for this very job.
+        """
+        if self.cancel.disabled != waiting:
+            self.cancel.disabled = self.log.disabled = waiting
+            self.said.value = "the kernel waits for this job; interrupt it to use the buttons" if waiting else ""
         state = self.job.row().state
         cell = self.job.spec.kind == "cell" and bool(self.job.spec.out)
         for button, useful in (
@@ -69,8 +75,9 @@ class Buttons:
     def _show_log(self) -> None:
         lines = self.job.logs().splitlines()[-_LINES:]
         body = html.escape("\n".join(lines) or "the log is empty")
-        style = "max-height:24em;overflow:auto;white-space:pre-wrap;line-height:1.3;margin:4px 0"
-        shown = f'<pre style="{style}">{body}</pre>'
+        # A column in reverse order is scrolled to its end.
+        box = "display:flex;flex-direction:column-reverse;max-height:24em;overflow:auto"
+        shown = f'<div style="{box}"><pre style="white-space:pre-wrap;line-height:1.3;margin:4px 0">{body}</pre></div>'
         if self.text.value != shown:
             self.text.value = shown
 

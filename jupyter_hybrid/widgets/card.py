@@ -125,7 +125,8 @@ def _name(row: JobRow) -> str:
 
 def _head(row: JobRow) -> str:
     span = _elapsed(row)
-    icon = f'<span aria-hidden="true" style="color:{_COLOURS.get(row.state, 'inherit')}">{_ICONS[row.state]}&#xFE0E;</span>'
+    colour = _COLOURS.get(row.state, "inherit")
+    icon = f'<span aria-hidden="true" style="color:{colour}">{_ICONS[row.state]}&#xFE0E;</span>'
     return f"<div>{icon} <b>{row.state}</b> · {_code(_name(row))}{' · ' + span if span else ''}</div>"
 
 
@@ -152,7 +153,7 @@ def _facts(job: Handle, row: JobRow) -> str:
     if row.state.final:
         found += _used(job, row)
         if row.ended is not None:
-            found.append(f"ended {datetime.fromtimestamp(row.ended):%Y-%m-%d %H:%M:%S}")
+            found.append(f"ended {datetime.fromtimestamp(row.ended):%Y-%m-%d %H:%M}")
     return _line(" · ".join(found), muted=True)
 
 

@@ -42,6 +42,7 @@ class Card:
         self.buttons: Buttons | None = None
         self.lock = threading.RLock()
         self.shown = ""
+        self.waiting = False  # whether the kernel does nothing but wait for the job
         self.publish(update=False)
         job.run.listeners.append(self._news)
 
@@ -81,7 +82,7 @@ class Card:
 
             self.buttons = Buttons(self.job)
             self.send("display_data", data=self.buttons.bundle(), metadata={}, transient={})
-        self.buttons.refresh()
+        self.buttons.refresh(self.waiting)
 
     def send(self, kind: str, **content: Any) -> None:
         """Send an output to the cell of this card, whichever cell is running now."""
