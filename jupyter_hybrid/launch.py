@@ -321,6 +321,7 @@ def cancel(run: Run) -> bool:
         return False
     run.folder.write(f"cancelled-{run.row.attempt}", b"")
     store.update_job(run.row.id, run.row.attempt, reason="being cancelled")
+    run.cancel_asked = True
     follow(run)
     return True
 

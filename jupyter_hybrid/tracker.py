@@ -62,6 +62,7 @@ class Run:
         self.batches: dict[int, BatchRow] = {}
         self.verdict: Verdict | None = None
         self.cancel_sent: set[str] = set()
+        self.cancel_asked = False  # by this process, which tells the scheduler itself
         self.absent: dict[int, float] = {}  # for how long the scheduler has said, when asked, that it has no such batch
         self.left: set[int] = set()  # batches that the scheduler no longer has, or has ended
         self.handle: object = None  # the one Job or ArrayJob of this process
@@ -214,6 +215,7 @@ class PoolTracker:
         self._load()
         runs = list(self.runs.values())
         self.submit()
+        self._cancel_asked(runs)
         now = time.monotonic()
         for run in runs:
             with self._alone(run):
@@ -561,6 +563,20 @@ class PoolTracker:
         if changed:
             self.store.set_batches(run.row.id, changed)
 
+    def _cancel_asked(self, runs: Iterable[Run]) -> None:
+        """Tell the scheduler of what was cancelled in this process, whoever holds the lease."""
+        for run in runs:
+            if run.cancel_asked and time.monotonic() >= self._retry_at:
+                rows = self.store.submissions(run.row.id, run.row.attempt)
+                try:
+                    self._cancel({row.native_id: (run, row) for row in rows if row.state == "submitted"})
+                except PoolUnreachable as error:
+                    self._unreachable(error)
+                    self._postpone()
+                    return
+                run.cancel_asked = False
+                self.soon()
+
     def _cancel(self, submitted: dict[str, tuple[Run, SubmissionRow]]) -> None:
         for native_id, (run, _) in submitted.items():
             if run.cancelled and native_id not in run.cancel_sent:
@@ -711,7 +727,9 @@ class Tracker:
         """Hand the schedulers what this process has promised them; the end of a script must not lose it."""
         for tracker in list(self._pools.values()):
             with contextlib.suppress(HybridError):
-                tracker.submit()
+                # An unreachable scheduler is not waited for: the intents are on disk, for the next tracker.
+                if tracker.store.pool(tracker.pool.name).unreachable_since is None:
+                    tracker.submit()
                 tracker.leave()
 
 
