@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 from jupyter_hybrid import launch
 from jupyter_hybrid.pool import default_store, get_pool
+from jupyter_hybrid.practice import PracticeSlurm
 from jupyter_hybrid.spec import JobState
 from jupyter_hybrid.storage import RunFolder
 
@@ -109,16 +111,26 @@ def campaign(pool: str, kills: int, tmp_path: Path, jobs: int, disturb: Callable
 
 def kill_supervisor() -> None:
     """Kill the local pool's supervisor, if one runs."""
-    folder = Path(os.environ["JUPYTER_HYBRID_HOME"]) / "local"
-    for line in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = line.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"jupyter_hybrid.backends.supervisor" in command and os.fsencode(folder) in command:
-            os.kill(int(line.parent.name), signal.SIGKILL)
+    for lock in (Path(os.environ["JUPYTER_HYBRID_HOME"]) / "local").glob("*/supervisor.lock"):
+        pid = lock.read_text().strip()
+        with contextlib.suppress(OSError, ValueError):
+            if b"jupyter_hybrid.backends.supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(int(pid), signal.SIGKILL)
 
 
 @pytest.mark.timeout(600)
 def test_local_pool_runs_every_intent_once_whoever_is_killed(tmp_path: Path) -> None:
-    campaign("local", 150, tmp_path, 3, kill_supervisor)
+    campaign("local", 120, tmp_path, 3, kill_supervisor)
+
+
+@pytest.mark.timeout(600)
+def test_slurm_runs_every_intent_once_whoever_is_killed(
+    slurm: PracticeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "hybrid.yaml"
+    config.write_text(
+        f"default: hpc\npools:\n  hpc:\n    kind: slurm\n    env: {{SLURM_CONF: {slurm.conf}}}\n"
+        "    resources: {memory: 100M}\n"
+    )
+    monkeypatch.setenv("JUPYTER_HYBRID_CONFIG", str(config))
+    campaign("hpc", 120, tmp_path, 2)
