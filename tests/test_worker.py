@@ -418,9 +418,13 @@ def test_killed_child_dies_of_the_signal(marks: Path) -> None:
         import signal
         import time
 
+        reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(writer, b"!")  # Python forgets signals that come before it is back from the fork
             time.sleep(60)
+            os._exit(7)
+        os.read(reader, 1)
         os.kill(child, signal.SIGTERM)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
