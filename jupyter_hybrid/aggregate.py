@@ -50,18 +50,17 @@ class Part:
         The array's id.
     name : str
         The only ``--out`` name of a cell, or empty.
-    items : str
-        The file with the tasks' arguments.
     skip : bool
         Whether tasks without an intact result are left out.
     """
 
-    def __init__(self, job: str, name: str, items: str, skip: bool) -> None:
-        self.job, self.name, self.items, self.skip = job, name, items, skip
+    def __init__(self, job: str, name: str, skip: bool) -> None:
+        self.job, self.name, self.skip = job, name, skip
         self.first = self.last = self.count = 0
         self.records: list[tuple[int, str, frames.Entry]] = []
         self.size = 0
         self.lost: JobFailed | None = None
+        self.items: dict[int, frames.Entry] = {}
 
     def __dask_tokenize__(self) -> object:
         return hashlib.sha256(pickle.dumps(self)).hexdigest()
@@ -77,8 +76,8 @@ def _parts(array: ArrayJob, errors: str, tasks: int | None = None) -> list[Part]
     most = tasks or max(1, progress.total // (_PER_CORE * _cores()))
     spec = run.spec
     name = spec.out[0] if spec.kind == "cell" and len(spec.out) == 1 else ""
-    items = str(run.folder.path / "items.bin")
     paths: dict[tuple[int, str | None], str] = {}
+    losses = results.lost(run)
     parts: list[Part] = []
     for task, mark in enumerate(progress.marks):
         if skip and mark != DONE:
@@ -86,13 +85,13 @@ def _parts(array: ArrayJob, errors: str, tasks: int | None = None) -> list[Part]
         result = progress.results[task] if mark in (DONE, FAILED) else None
         length = result.entry.length if result else 0
         if not parts or parts[-1].count >= most or parts[-1].size + length > _PART_BYTES:
-            parts.append(Part(spec.id, name, items, skip))
+            parts.append(Part(spec.id, name, skip))
             parts[-1].first = task
         part = parts[-1]
         part.last = task
         part.count += 1
         if result is None:
-            part.lost = part.lost or results.failure(run, task)
+            part.lost = part.lost or results.failure(run, task, losses)
             continue
         place = (result.batch, result.file)
         if place not in paths:
@@ -136,7 +135,10 @@ def load(part: Part, skip: bool = False) -> Iterator[tuple[int, Any]]:
         places.setdefault(path, []).append((task, entry))
     loaded: dict[int, Any] = {}
     for path, rows in places.items():
-        values = _read(path, [entry for _, entry in rows])
+        entries = [entry for _, entry in rows]
+        values = frames.read_entries(_visible(path, entries), entries)
+        if any(isinstance(value, frames.FrameMissing) for value in values):  # renamed between the look and the reading
+            values = frames.read_entries(_visible(path, entries), entries)
         loaded.update(zip((task for task, _ in rows), values, strict=True))
     for task, _, entry in part.records:
         value = loaded.pop(task)
@@ -160,29 +162,9 @@ def _raise(part: Part, task: int, problem: BaseException | None, line: str, text
     raise problem from RemoteError(text)
 
 
-def _read(path: str, entries: list[frames.Entry]) -> list[Any]:
-    """Return the objects of some records of a file, or a `FrameError` in the place of one that cannot be read."""
-    path = _visible(path, max(entry.offset + entry.length for entry in entries))
-    try:
-        reader = frames.Reader(path)
-    except frames.FrameError:  # never finished, or altered in its index: record by record, only what is lost is lost
-        return [_record(path, entry) for entry in entries]
-    known = reader.entries
-    if len(known) == len(entries) and all(known.get(entry.task) == entry for entry in entries):
-        found = {task: value for task, _, value in reader.load_all()}
-        return [found[entry.task] for entry in entries]
-    return [_record(reader if known.get(entry.task) == entry else path, entry) for entry in entries]
-
-
-def _record(source: str | frames.Reader, entry: frames.Entry) -> Any:
-    try:
-        return frames.read_entry(source, entry) if isinstance(source, str) else source.load(entry.task)
-    except frames.FrameError as error:
-        return error
-
-
-def _visible(path: str, size: int) -> str:
+def _visible(path: str, entries: Sequence[frames.Entry]) -> str:
     """Return the name that a result file has by now; wait on a network file system until it is seen here in full."""
+    size = max(entry.offset + entry.length for entry in entries)
     names = [path, path.removesuffix(".part") + ".bin"] if path.endswith(".part") else [path]
     deadline = None
     while True:
@@ -252,7 +234,7 @@ def to_bag(array: ArrayJob, errors: str = "raise") -> Any:
     """
     import dask.bag
 
-    parts = _parts(array, errors) or [Part(array.id, "", "", True)]
+    parts = _parts(array, errors) or [Part(array.id, "", True)]
     bag = dask.bag.from_delayed(_delayed(_load_values, parts))
     return _threaded_bag()(bag.dask, bag.name, bag.npartitions)
 
@@ -373,12 +355,16 @@ def to_dataframe(array: ArrayJob, errors: str = "raise") -> Any:
 
     parts = _parts(array, errors)
     values, spec = _sample(parts, array.id), array.spec
-    parameters = ["index"] if spec.kind == "script" else list(spec.origin.get("parameters", ()))
+    parameters = None if spec.kind == "script" else list(spec.origin.get("parameters", ()))
     label = spec.out[0] if len(spec.out) == 1 else "value"
     frame = frame_of(values, label)
-    given = arguments_of(parts[0].items, [task for task, _ in values], parameters)
+    path = str(array.run.folder / "items.bin")
+    index = frames.Reader(path).entries
+    given = arguments_of(path, [index[task] for task, _ in values], parameters)
     columns = [name for name, column in given.items() if name not in frame.columns and all(map(is_scalar, column))]
     like = with_arguments(frame, values, {name: given[name] for name in columns}).iloc[:0]
+    for part in parts if columns else ():
+        part.items = {task: index[task] for task, _, _ in part.records}
     # Dask would turn all objects into texts, lists and arrays too.
     with dask.config.set({"dataframe.convert-string": False}):
         return dask.dataframe.from_map(
@@ -389,18 +375,21 @@ def to_dataframe(array: ArrayJob, errors: str = "raise") -> Any:
             label=f"hybrid-{array.id}",
             columns_like=like,
             scalar=label,
+            items=path,
             parameters=parameters,
             arguments=columns,
         )
 
 
-def _load_frame(part: Part, columns_like: Any, scalar: str, parameters: Sequence[str], arguments: Sequence[str]) -> Any:
+def _load_frame(
+    part: Part, columns_like: Any, scalar: str, items: str, parameters: Sequence[str] | None, arguments: Sequence[str]
+) -> Any:
     values = list(load(part, part.skip))
     if not values:
         return columns_like
     frame = frame_of(values, scalar)
     if arguments:
-        given = arguments_of(part.items, [task for task, _ in values], parameters)
+        given = arguments_of(items, [part.items[task] for task, _ in values], parameters)
         frame = with_arguments(frame, values, {name: given[name] for name in arguments})
     return fitted(frame, columns_like, f"among tasks {part.first} to {part.last} of job {part.job}")
 

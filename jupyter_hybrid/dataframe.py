@@ -52,24 +52,34 @@ def is_scalar(value: object) -> bool:
     return bool(pd.api.types.is_scalar(value))
 
 
-def arguments_of(path: str, tasks: Sequence[int], parameters: Sequence[str]) -> dict[str, list[Any]]:
-    """Return the arguments of some tasks by name, as far as they have names that all these tasks share."""
-    reader = frames.Reader(path)
-    if len(tasks) == len(reader.entries):
-        items = dict(task_and_item[::2] for task_and_item in reader.load_all())
-    else:
-        items = {task: reader.load(task) for task in tasks}
-    named = [_named(items[task], parameters) for task in tasks]
+def arguments_of(path: str, entries: Sequence[frames.Entry], parameters: Sequence[str] | None) -> dict[str, list[Any]]:
+    """Return the arguments of some tasks by name, as far as they have names that all these tasks share.
+
+    Parameters
+    ----------
+    path : str
+        The file of the arguments.
+    entries : sequence of Entry
+        The tasks' records in it.
+    parameters : sequence of str, optional
+        Those of a function; not given for scripts.
+    """
+    named = []
+    for item in frames.read_entries(path, entries):
+        if isinstance(item, frames.FrameError):
+            raise HybridError(f"the arguments of the tasks cannot be read: {item}") from item
+        named.append(_named(item, parameters))
     return {name: [row[name] for row in named] for name in named[0] if all(name in row for row in named)}
 
 
-def _named(item: Any, parameters: Sequence[str]) -> dict[str, Any]:
+def _named(item: Any, parameters: Sequence[str] | None) -> dict[str, Any]:
     """Return a task's arguments by name: a cell's variables, a function's arguments, a script's index and variables."""
     if isinstance(item, dict):
         return item
-    if parameters:
-        return dict(zip(parameters, item, strict=False))
-    return {}
+    if parameters is None:
+        index, variables = item
+        return {"index": index, **variables}
+    return dict(zip(parameters, item, strict=False))
 
 
 def with_arguments(frame: Any, values: Sequence[tuple[int, Any]], given: Mapping[str, list[Any]]) -> Any:

@@ -468,6 +468,36 @@ def read_entry(source: str | os.PathLike[str] | Reader, entry: Entry) -> Any:
     return _record(_open_view(path, entry), entry, 0, path)
 
 
+def read_entries(path: str | os.PathLike[str], entries: Sequence[Entry]) -> list[Any]:
+    """Return the object of each of some records, or the `FrameError` of one that cannot be read; opens the file once.
+
+    For records that lie near each other: what is between the first and the last is mapped, or read if it is small.
+    """
+    path = os.fspath(path)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return [FrameMissing(f"{path} (task {entry.task}) does not exist; {_RETRY}") for entry in entries]
+    try:
+        size = os.fstat(fd).st_size
+        start = min((entry.offset for entry in entries), default=0)
+        stop = max((end for entry in entries if (end := entry.offset + entry.length) <= size), default=start)
+        view = _view(fd, start, stop - start)
+    finally:
+        os.close(fd)
+    found: list[Any] = []
+    for entry in entries:
+        at = entry.offset - start
+        if at + entry.length > len(view):
+            found.append(FrameTruncated(f"{path} ends at byte {size}, before the end of task {entry.task}; {_RETRY}"))
+            continue
+        try:
+            found.append(_record(view[at : at + entry.length], entry, 0, path))
+        except FrameError as error:
+            found.append(error)
+    return found
+
+
 def verify_entry(path: str | os.PathLike[str], entry: Entry) -> None:
     """Check a record against its checksum without unpickling it; raises the :class:`FrameError` that loading would."""
     _verified(_open_view(os.fspath(path), entry), entry, 0, os.fspath(path))

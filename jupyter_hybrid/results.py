@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import frames
@@ -119,9 +119,10 @@ def load_all(run: Run) -> Iterator[tuple[int, bool, Any]]:
                 yield task, True, _unpack(run, found[task])
             else:
                 yield _one(run, task)
+    losses = lost(run)
     for task, mark in enumerate(progress.marks):
         if mark not in (DONE, FAILED):
-            yield task, False, failure(run, task)
+            yield task, False, failure(run, task, losses)
 
 
 def _one(run: Run, task: int) -> tuple[int, bool, Any]:
@@ -141,8 +142,8 @@ def lost(run: Run) -> dict[int, Lost]:
     return dict(judge(run.progress, run.batches, over, True, run.cancelled).lost)
 
 
-def end_of(run: Run, task: int) -> tuple[JobState, Cause | None, str]:
-    """Return state, cause and reason of one task."""
+def end_of(run: Run, task: int, losses: Mapping[int, Lost] | None = None) -> tuple[JobState, Cause | None, str]:
+    """Return state, cause and reason of one task; `losses` are those of the job, from :func:`lost`, if known."""
     mark = run.progress.marks[task]
     if mark == DONE:
         return JobState.COMPLETED, None, ""
@@ -152,16 +153,16 @@ def end_of(run: Run, task: int) -> tuple[JobState, Cause | None, str]:
         row = run.row
         if row.cause in (Cause.SUBMIT_REJECTED, Cause.DEPENDENCY_FAILED) or row.cause is Cause.CANCELLED:
             return row.state, row.cause, row.reason
-        loss = lost(run).get(task)
+        loss = (lost(run) if losses is None else losses).get(task)
         return (loss.state, loss.cause, loss.reason) if loss else (row.state, row.cause, row.reason)
     if mark:
         return JobState.RUNNING, None, ""
     return (JobState.PENDING if run.row.state is JobState.RUNNING else run.row.state), None, run.row.reason
 
 
-def failure(run: Run, task: int) -> JobFailed:
+def failure(run: Run, task: int, losses: Mapping[int, Lost] | None = None) -> JobFailed:
     """Return the error of a task that ended without a word of its own: what, why, what next, and the log's tail."""
-    state, cause, reason = end_of(run, task)
+    state, cause, reason = end_of(run, task, losses)
     what = f"task {task} of job {run.row.id}" if run.spec.array else f"job {run.row.id}"
     text = f"{what} ({run.row.name}) on pool {run.row.pool!r}: {state}"
     text += f", {cause}" if cause else ""
@@ -171,7 +172,9 @@ def failure(run: Run, task: int) -> JobFailed:
     batch = run.progress.batch_of(task)
     if batch is None and run.progress.attempts:  # never claimed: no batch of its round got so far
         attempt = run.progress.attempts[-1]
-        logs = (number for number in range(attempt.first, attempt.first + attempt.batches) if run.folder.log_tail(number))
+        logs = (
+            number for number in range(attempt.first, attempt.first + attempt.batches) if run.folder.log_tail(number)
+        )
         batch = next(logs, None)
     tail = "" if batch is None else run.folder.log_tail(batch)
     return JobFailed(text + (f"\nEnd of the log:\n{tail}" if tail else ""), cause)

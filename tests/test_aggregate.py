@@ -24,7 +24,9 @@ import pandas as pd
 import pytest
 
 import jupyter_hybrid as hy
+from jupyter_hybrid import aggregate, capture, executor, frames, launch
 from jupyter_hybrid.errors import JobFailed, RemoteError, ResultLost
+from jupyter_hybrid.pool import get_pool
 
 # As in a notebook: what is defined here travels by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -275,6 +277,44 @@ def test_script_array(tmp_path: Path) -> None:
     computed = array.to_dataframe().compute()
     assert computed["index"].tolist() == [5, 6, 7, 8]
     assert computed["value"].tolist() == [0] * 4
+    tasks = [(number, {"lr": rate}) for number, rate in enumerate([0.1, 0.2])]
+    array = executor.run_script(b"exit 0", tasks, pool=get_pool("local"))
+    assert array.to_dataframe().compute()["lr"].tolist() == [0.1, 0.2]
+
+
+def cells(source: str, seeds: range, out: list[str] | None = None) -> hy.ArrayJob:
+    captured = capture.collect(source, {}, inputs=None, outputs=out, extra_names=["seed"])
+    run = launch.launch(
+        get_pool("local"),
+        kind="cell",
+        name="cell",
+        payload=captured.frames,
+        items=[frames.encode({"seed": seed}) for seed in seeds],
+        resources=hy.Resources(),
+        batch=5,
+        out=captured.out,
+    )
+    return hy.ArrayJob(run).wait(120)
+
+
+def test_cells_with_one_name() -> None:
+    array = cells("noise = seed / 4\nscore = 2 * noise", range(12), ["score"])
+    expected = [seed / 2 for seed in range(12)]
+    assert array.to_bag().compute() == expected == list(dask.compute(*array.to_delayed()))
+    assert array.to_dask_array().compute().tolist() == expected
+    assert array.reduce(max) == 5.5
+    computed = array.to_dataframe().compute()
+    assert computed.columns.tolist() == ["seed", "score"]
+    assert computed["seed"].tolist() == list(range(12))
+    assert computed["score"].tolist() == expected
+
+
+def test_cells_with_several_names() -> None:
+    array = cells("a = seed + 1\nb = str(seed)", range(12))
+    assert array.to_bag().compute()[3] == {"a": 4, "b": "3"}
+    computed = array.to_dataframe().compute()
+    assert computed.columns.tolist() == ["seed", "a", "b"]
+    assert computed["b"].tolist() == [str(seed) for seed in range(12)]
 
 
 # --- array ------------------------------------------------------------------------------------------------------------
@@ -326,16 +366,11 @@ def test_reduce_keeps_the_order(anywhere: str) -> None:
     assert array_of(str, range(30), batch=1).reduce(operator.add) == "".join(map(str, range(30)))
 
 
-def test_reduce_deep_tree() -> None:
+def test_reduce_deep_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     array = array_of(lambda i: (i,), range(600), batch=50)
-    with dask.config.set(scheduler="threads"):
-        import jupyter_hybrid.aggregate as aggregate
-
-        parts = aggregate._parts(array, "raise", tasks=1)
-        assert len(parts) == 600
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aggregate, "_cores", lambda: 150)  # 600 partitions: four levels
-        assert array.reduce(operator.add) == tuple(range(600))
+    monkeypatch.setattr(aggregate, "_cores", lambda: 150)
+    assert array.to_bag().npartitions == 600  # four levels
+    assert array.reduce(operator.add) == tuple(range(600))
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
