@@ -14,6 +14,10 @@ from .errors import PoolUnreachable
 
 _inherited = threading.local()
 
+unforked = threading.RLock()
+"""Held while a thread uses SQLite: a child that is forked meanwhile would find the database locked for ever."""
+os.register_at_fork(before=unforked.acquire, after_in_parent=unforked.release, after_in_child=unforked.release)
+
 
 @dataclass(frozen=True)
 class Completed:

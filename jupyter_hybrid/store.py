@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import JobNotFound, StoreError
+from .process import unforked
 from .spec import Cause, JobSpec, JobState, new_id
 from .storage import Attempt
 
@@ -247,28 +248,30 @@ class Store:
         parameters: Sequence[Any] | Mapping[str, Any] = (),
         factory: Callable[[Any, tuple[Any, ...]], Any] | None = None,
     ) -> list[Any]:
-        try:
-            cursor = self._connect().cursor()
-            cursor.row_factory = factory
-            return cursor.execute(sql, parameters).fetchall()
-        except sqlite3.Error as error:
-            raise self._broken("read", error) from error
+        with unforked:
+            try:
+                cursor = self._connect().cursor()
+                cursor.row_factory = factory
+                return cursor.execute(sql, parameters).fetchall()
+            except sqlite3.Error as error:
+                raise self._broken("read", error) from error
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """One write transaction; on an error nothing of it remains."""
-        connection = self._connect()
-        try:
-            connection.execute("BEGIN IMMEDIATE")
+        with unforked:
+            connection = self._connect()
             try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
-            raise self._broken("write", error) from error
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise self._broken("write", error) from error
 
     def changes(self) -> int:
         """Return a number that differs after another connection has written."""

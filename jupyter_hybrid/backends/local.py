@@ -216,13 +216,14 @@ class LocalBackend:
     @contextlib.contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
         # Opened for each call: a connection must not be used in a forked child or in another thread.
-        database = connect(self.folder)
-        try:
-            yield database
-        except sqlite3.Error as error:
-            raise PoolUnreachable(f"local spool {self.folder} cannot be used: {error}") from error
-        finally:
-            database.close()
+        with process.unforked:
+            database = connect(self.folder)
+            try:
+                yield database
+            except sqlite3.Error as error:
+                raise PoolUnreachable(f"local spool {self.folder} cannot be used: {error}") from error
+            finally:
+                database.close()
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # nobody listens: then the lock is free, or the database is yet to be read
