@@ -43,6 +43,7 @@ class BatchProgress:
     """What the worker of one batch has written. `why` is empty while it runs; `news` is monotonic time here."""
 
     started: float | None = None
+    starts: int = 0
     ended: float | None = None
     why: str = ""
     error: str = ""
@@ -160,6 +161,7 @@ class Progress:
                 self._end(task, TaskResult(number, entry, event["s"], event["t"], error, log))
         elif kind == "start":
             batch.started, batch.ended, batch.why, batch.host = event["t"], None, "", event["host"]
+            batch.starts += 1
         elif kind == "claim":
             batch.claims.append((event["a"], event["b"]))
         elif kind == "run":
@@ -290,10 +292,10 @@ def judge(
     unfinished = progress.marks.count(WAITING) + progress.marks.count(RUNNING) - len(lost)
     if unfinished <= 0 or all(number in over for number in every):
         return _final(progress, lost, cancelled)
-    begun = any(number in progress.batches for number in every)
     live = [number for number in every if number not in over]
     states = {observed[number].state for number in live if number in observed}
-    working = [number for number in live if number in progress.batches and not progress.batches[number].why]
+    begun = [n for n in every if n in progress.batches and not _requeued(progress.batches[n], observed.get(n))]
+    working = [number for number in begun if number not in over and not progress.batches[number].why]
     running = max(len(working), sum(1 for n in live if n in observed and observed[n].state is JobState.RUNNING))
     waiting = next((observed[n].reason for n in live if n in observed and observed[n].state is JobState.PENDING), "")
     if states == {JobState.UNKNOWN}:
@@ -302,6 +304,11 @@ def judge(
     if running or begun:
         return Verdict(JobState.RUNNING, None, waiting if not running else "", running, lost)
     return Verdict(JobState.PENDING if submitted else JobState.NEW, None, waiting, 0, lost)
+
+
+def _requeued(batch: BatchProgress, row: BatchRow | None) -> bool:
+    """Return whether a batch that has begun waits for the scheduler to start it anew (preempted, node failed)."""
+    return row is not None and row.state is JobState.PENDING and batch.starts <= row.restarts
 
 
 def _final(progress: Progress, lost: Mapping[int, Lost], cancelled: bool) -> Verdict:
