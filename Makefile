@@ -28,7 +28,7 @@ demo: $(DEMO)
 # The benchmarks come last and alone: they measure.
 test: lint packages
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not benchmark' --durations 15
-	$(PYTEST) -m benchmark -s tests/benchmarks
+	$(PYTEST) -m benchmark tests/benchmarks
 
 lint: $(TESTS)
 	$(BIN)/ruff check
@@ -46,7 +46,7 @@ labs: packages
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not benchmark' tests/labs
 
 benchmark: packages
-	$(PYTEST) -m benchmark -s tests/benchmarks
+	$(PYTEST) -m benchmark tests/benchmarks
 
 coverage: packages
 	$(BIN)/coverage erase

@@ -26,14 +26,15 @@ settings.load_profile("ci" if os.environ.get("CI") == "true" else "default")
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Data folder of this test alone; at its end jobs of the local pool are cancelled and its supervisor is gone."""
     # Not below pytest's own folder, whose paths can be too long for sockets.
     top = Path(tempfile.mkdtemp(prefix="hy-"))
     folder = top / "data"
     monkeypatch.setenv("JUPYTER_HYBRID_HOME", str(folder))
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(top / "config"))
-    monkeypatch.setenv("IPYTHONDIR", str(top / "ipython"))
+    # Not the test's alone: an InteractiveShell writes its history when the process ends.
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path_factory.getbasetemp() / "ipython"))
     monkeypatch.setenv("HYBRID_SUPERVISOR_IDLE", "1")
     monkeypatch.delenv("JUPYTER_HYBRID_CONFIG", raising=False)
     monkeypatch.chdir(tmp_path)
