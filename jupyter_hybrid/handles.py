@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 from . import launch, results
 from .errors import HybridError, JobNotFound
@@ -116,7 +116,7 @@ class Handle:
     def _ipython_display_(self) -> None:
         from . import widgets
 
-        widgets.show(self)
+        widgets.show(cast("Job | ArrayJob", self))
 
     def efficiency(self) -> dict[str, float | None]:
         """Return the shares of the requested cpu time and memory that were used (0 to 1, or ``None`` if unknown)."""

@@ -11,7 +11,7 @@ Rules that every backend keeps (``tests/backends/conformance.py`` checks them):
 * A refusal raises :class:`~jupyter_hybrid.errors.SubmitRejected` with the scheduler's own words.
 * A submission that broke off half-way raises :class:`~jupyter_hybrid.errors.SubmitUnclear`; the caller then asks
   :meth:`Backend.find` before it tries again.
-* A batch that the scheduler no longer knows is left out of what :meth:`Backend.query` returns: absence is not an answer.
+* A batch that the scheduler no longer knows is left out of what :meth:`Backend.query` returns: absence is no answer.
 * An unknown state text maps to ``JobState.UNKNOWN`` and is logged once.
 """
 

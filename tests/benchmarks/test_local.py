@@ -24,7 +24,8 @@ HEAVY = ("dask", "pandas", "jupyter_server", "numpy", "yaml", "ipywidgets")
 def milliseconds(code: str, before: str) -> float:
     """Return the median time of a statement in a fresh interpreter that has run `before`."""
     program = (
-        f"{before}\nimport sys, time\nstart = time.perf_counter()\n{code}\nprint(1000 * (time.perf_counter() - start))\n"
+        f"{before}\nimport sys, time\nstart = time.perf_counter()\n{code}\n"
+        "print(1000 * (time.perf_counter() - start))\n"
         f"loaded = [name for name in {HEAVY} if name in sys.modules]\nassert not loaded, loaded\n"
     )
     command = [sys.executable, "-W", "ignore", "-c", program]
