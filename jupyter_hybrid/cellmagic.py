@@ -130,6 +130,7 @@ def _run_script(
     origin = _origin(shell, "")
     if options.dry_run:
         _preview(pool, options, "script", name, tasks, after, {}, ())
+        print(f"which runs:\n{cell}")  # noqa: T201
         return None
     return executor.run_script(
         cell.encode(), None if tasks is None else list(enumerate(tasks)), pool=pool, batch=_batch(options.batch),
@@ -141,6 +142,7 @@ def _run_python(
     shell: Any, pool: Pool, options: argparse.Namespace, cell: str, tasks: list[dict[str, Any]] | None, after: list[str]
 ) -> Job | ArrayJob | None:
 
+    number = len(shell.history_manager.input_hist_parsed) - 1  # the running cell is the last
     try:
         captured = capture.collect(
             cell,
@@ -149,9 +151,10 @@ def _run_python(
             outputs=_names(options.out, "--out"),
             extra_names=tasks[0] if tasks else (),
             limit=parse_memory(options.limit) if options.limit else capture.LIMIT,
-            title=f"In[{len(shell.history_manager.input_hist_parsed) - 1}]",  # the running cell is the last
+            title=f"In[{number}]",
         )
     except SyntaxError as error:
+        error.filename = shell.compile.cache(cell, number)  # so that IPython shows it as `Cell In[3], line 1`
         raise CellSyntaxError(f"{error}; nothing was submitted") from error
     name = options.name or _title(cell, captured.out if captured.explicit_out else (), tasks)
     if options.dry_run:

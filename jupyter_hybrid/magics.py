@@ -29,6 +29,9 @@ example:
   %hybrid jobs                   # all jobs; %hybrid alone shows what else there is"""
 
 
+_LISTS = (["--in"], ["--out"], ["--after"])
+
+
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26, width=110)
@@ -62,7 +65,8 @@ class OptionParser(MagicArgumentParser):  # type: ignore[misc]
         found, unknown = self.parse_known_args(split(line))
         if unknown:
             word = unknown[0].partition("=")[0]
-            near = near_match(word, self.values)
+            parser = self.verbs.get(getattr(found, "verb", None) or "", self)
+            near = near_match(word, parser.values)
             if word.startswith("-"):
                 raise UsageError(f"{self.prog}: unknown option {word}{near} ({self.prog}? shows all)")
             raise UsageError(f"{self.prog}: {unknown[0]!r} belongs to no option ({self.prog}? shows all)")
@@ -101,7 +105,10 @@ def split(line: str) -> list[str]:
             raise UsageError(f"no closing quotation mark: {word}")
         if not python or word[:1] in "'\"":
             word = "".join(shlex.split(word))
-        words.append(word)
+        if words[-2:-1] in _LISTS and words[-1].endswith(","):  # `--out a, b`
+            words[-1] += word
+        else:
+            words.append(word)
 
 
 def _resource_options(parser: OptionParser) -> None:
