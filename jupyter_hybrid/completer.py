@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
+
+from IPython.core.completer import SimpleCompletion, context_matcher
 
 from .errors import HybridError
 from .magics import KINDS, OptionParser, cell_parser, hybrid_parser
@@ -14,18 +16,20 @@ _JOBS = 30
 
 
 def register(shell: Any) -> None:
-    """Let IPython ask here for the lines of the magics."""
-    for kind in KINDS:
-        shell.set_hook("complete_command", _completer(cell_parser(kind), kind), str_key=f"%%{kind}")
-    shell.set_hook("complete_command", _completer(hybrid_parser(), ""), str_key="%hybrid")
+    """Let IPython ask here for the lines of the magics, and nobody else if there is an answer."""
+    parsers = {f"%%{kind}": (cell_parser(kind), kind) for kind in KINDS} | {"%hybrid": (hybrid_parser(), "")}
 
+    @context_matcher()  # type: ignore[untyped-decorator]
+    def hybrid_matcher(context: Any) -> dict[str, Any]:
+        line, symbol = context.text_until_cursor, context.token
+        magic = line.split(maxsplit=1)[0] if line.strip() else ""
+        found: list[str] = []
+        if magic in parsers and line != magic:
+            texts = candidates(shell, *parsers[magic], line.removesuffix(symbol), symbol)
+            found = [text for text in texts if text.startswith(symbol)]
+        return {"completions": list(map(SimpleCompletion, found)), "suppress": bool(found), "ordered": True}
 
-def _completer(parser: OptionParser, kind: str) -> Callable[[Any, Any], list[str]]:
-    def complete(shell: Any, event: Any) -> list[str]:
-        head = event.text_until_cursor.removesuffix(event.symbol)
-        return [text for text in candidates(shell, parser, kind, head, event.symbol) if text.startswith(event.symbol)]
-
-    return complete
+    shell.Completer.custom_matchers.append(hybrid_matcher)
 
 
 def candidates(shell: Any, parser: OptionParser, kind: str, head: str, symbol: str) -> Iterable[str]:
