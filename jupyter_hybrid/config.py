@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -29,6 +30,7 @@ BUILT_IN = "built-in"
 _POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VARIABLE_USE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)  # as os.path.expandvars reads it
+_OWN_KINDS = ("local", "slurm")  # known without looking for other packages
 _CONTAINER_KINDS = ("apptainer", "singularity")
 _RESOURCE_NAMES = (*(f.name for f in fields(Resources)), *RESOURCE_ALIASES)
 
@@ -354,7 +356,7 @@ class _File:
         if not _POOL_NAME.fullmatch(name.value):
             raise ValueError("a pool's name is up to 64 letters, digits, '.', '_' and '-', a letter or digit first")
         readers: dict[str, _Reader] = {
-            "kind": lambda node: _one_of(node, _kinds()),
+            "kind": _kind,
             "resources": self._resources,
             "limits": self._limits,
             "storage": _storage,
@@ -519,6 +521,11 @@ def _one_of(node: Node, known: Collection[str]) -> str:
     return text
 
 
+def _kind(node: Node) -> str:
+    return node.value if node.value in _OWN_KINDS else _one_of(node, _kinds())
+
+
+@functools.cache  # reads the metadata of every installed package
 def _kinds() -> list[str]:
     from importlib.metadata import entry_points
 

@@ -333,8 +333,10 @@ class Writer:
         self.close()
 
 
-def write_file(path: str | os.PathLike[str], records: Iterable[tuple[int, int, Sequence[Any]]]) -> int:
-    """Write a whole file at once, complete or not at all; return its checksum. Any node can read it.
+def write_file(
+    path: str | os.PathLike[str], records: Iterable[tuple[int, int, Sequence[Any]]], *, portable: bool = False
+) -> int:
+    """Write a whole file at once, complete or not at all; return its checksum.
 
     Parameters
     ----------
@@ -342,11 +344,13 @@ def write_file(path: str | os.PathLike[str], records: Iterable[tuple[int, int, S
         The file; an existing one is replaced.
     records : iterable of (task, kind, frames)
         What :meth:`Writer.append` takes.
+    portable : bool
+        As for :class:`Writer`.
     """
     folder, name = os.path.split(os.fspath(path))
     partial = os.path.join(folder, f".{name}.{os.urandom(6).hex()}.tmp")
     try:
-        with Writer(partial, portable=True) as writer:
+        with Writer(partial, portable=portable) as writer:
             for task, kind, frames in records:
                 writer.append(task, kind, frames)
             return writer.finish(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import contextlib
 import json
@@ -231,6 +230,8 @@ class Job(Handle, concurrent.futures.Future):  # type: ignore[type-arg]
 
     def __await__(self) -> Generator[Any, None, Any]:
         # Shielded: who stops waiting, by a time limit or an interrupt, does not cancel the job.
+        import asyncio
+
         return asyncio.shield(asyncio.wrap_future(self)).__await__()
 
     def __repr__(self) -> str:
@@ -461,9 +462,12 @@ class ArrayJob(Handle, Sequence[Task]):
         return aggregate.reduce(self, fn, initial, errors)
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
+
         return self._all().__await__()
 
     async def _all(self) -> list[Any]:
+        import asyncio
+
         loop, settled = asyncio.get_running_loop(), asyncio.Event()
 
         def tell(run: Run) -> None:

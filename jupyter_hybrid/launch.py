@@ -101,9 +101,10 @@ def launch(
         if isinstance(payload, bytes):
             folder.write("payload.sh", payload, 0o700)
         else:
-            frames.write_file(folder / "payload.bin", [(0, frames.PAYLOAD, payload)])
+            frames.write_file(folder / "payload.bin", [(0, frames.PAYLOAD, payload)], portable=True)
         if items is not None:
-            frames.write_file(folder / "items.bin", ((task, frames.VALUE, item) for task, item in enumerate(items)))
+            records = ((task, frames.VALUE, item) for task, item in enumerate(items))
+            frames.write_file(folder / "items.bin", records, portable=True)
         reused: dict[int, Any] = {}
         if task_keys:
             folder.write("keys.json", json.dumps(list(task_keys)).encode())
@@ -122,7 +123,7 @@ def launch(
     run = run_of(store.job(spec.id))
     run.refresh()
     if attempt is not None:
-        follow(run)
+        follow(run, pool)
     return run
 
 
@@ -145,7 +146,7 @@ def make_spec(
     """Return the specification of a new job; see :func:`launch`."""
     return JobSpec(
         id=new_id(),
-        name=name,
+        name=name.encode(errors="replace").decode(),  # schedulers and databases take UTF-8 only
         pool=pool.name,
         kind=kind,
         tasks=tasks,
@@ -309,7 +310,7 @@ def retry(run: Run, **resources: Any) -> int:
     run.refresh()
     run.verdict = None
     run.batches = {}
-    follow(run)
+    follow(run, pool)
     return len(missing)
 
 

@@ -74,9 +74,9 @@ class Run:
     def refresh(self) -> bool:
         """Read what the workers wrote; return whether it was anything."""
         with self.lock:
-            start = time.monotonic()
+            start = time.thread_time()
             changed = self.progress.refresh()
-            self.cost = time.monotonic() - start
+            self.cost = time.thread_time() - start
             if changed:
                 self.news = time.monotonic()
             return changed
@@ -220,8 +220,8 @@ class PoolTracker:
         for run in runs:
             with self._alone(run):
                 if run.refresh():
+                    run.tell()  # first: who waits for results need not wait for the Store
                     self._judge(run)
-                    run.tell()
         if self.holds and runs and now >= self._next_query:
             self._query(runs)
         for run in runs:
@@ -289,14 +289,17 @@ class PoolTracker:
 
     def _reload(self, run: Run) -> JobRow:
         """Return the row of a job; one that the Store has lost is made anew from the run folder, which is the truth."""
-        for again in (True, False):
-            try:
-                return self.store.job(run.row.id)
-            except JobNotFound:  # noqa: PERF203
-                if again and (run.folder / "spec.json").exists():
-                    index_job(self.store, run.folder)
-        # Cleaned up elsewhere; it must not hold up the pool's other jobs.
-        return run.row._replace(state=JobState.FAILED, cause=Cause.RESULT_LOST, reason="the job was removed")
+        try:
+            return self.store.job(run.row.id)
+        except JobNotFound:
+            if not (run.folder / "spec.json").exists():
+                # Cleaned up elsewhere; it must not hold up the pool's other jobs.
+                return run.row._replace(state=JobState.FAILED, cause=Cause.RESULT_LOST, reason="the job was removed")
+        index_job(self.store, run.folder)
+        try:
+            return self.store.job(run.row.id)
+        except JobNotFound:  # deleted once more
+            return run.row
 
     def _take_up(self, row: JobRow) -> None:
         try:
@@ -317,7 +320,7 @@ class PoolTracker:
         if self.holds and run.row.state.final and not (self._measured(run) and self._gone(run)):
             return
         with self.lock:
-            if run.row.state.final or not self.holds:
+            if run.row.state.final:  # until then: who holds the lease may die before it writes down the end
                 self.runs.pop(run.row.id, None)
                 self.own.discard(run.row.id)
 
@@ -356,7 +359,7 @@ class PoolTracker:
         full = False
         for waiting in self.store.waiting(self.pool.name):
             run = self.runs.get(waiting.job)
-            if run is None:
+            if run is None or run.row.state.final:  # an earlier submission of the same job was refused
                 continue
             if most is not None and not run.cancelled:
                 full = full or self._held() + waiting.batches > most  # none overtakes: a large one would starve
@@ -388,6 +391,11 @@ class PoolTracker:
                     self._wait(run, f"the run folder cannot be used: {error}")
                 else:
                     self._removed(run.row, f"its run folder {run.folder.path} was removed")
+            except HybridError:
+                raise
+            except Exception as error:
+                log.exception("job %s: unexpected error", run.row.id)
+                self._wait(run, f"cannot be submitted: {error!r}")
 
     def _held(self) -> int:
         """Return how many batches the scheduler has, as far as is known: those it was given and has not ended yet."""
@@ -641,12 +649,13 @@ class PoolTracker:
     def _write(self, run: Run, verdict: Verdict) -> None:
         changes = columns(run.progress, run.batches.values(), verdict)
         if verdict.state.final and not run.progress.complete:
-            keep_end(run.folder, run.row.attempt, changes, run.batches.values())
+            with contextlib.suppress(OSError):  # a folder that was removed, or a full disk: the Store knows it
+                keep_end(run.folder, run.row.attempt, changes, run.batches.values())
         self.store.update_job(run.row.id, run.row.attempt, **changes)
         run.row = self._reload(run)
+        run.tell()
         if verdict.state.final:
             self._tidy(run)
-        run.tell()
 
     def _tidy(self, run: Run) -> None:
         """Take what is left of a pulled array out of the queue: its tasks are done."""
@@ -749,11 +758,11 @@ def watch_all(wait: float = 1.0) -> None:
         pool_tracker.stepped.wait(max(0.0, deadline - time.monotonic()))
 
 
-def follow(run: Run) -> None:
-    """Follow a run in this process until it has ended."""
+def follow(run: Run, pool: Pool | None = None) -> None:
+    """Follow a run in this process until it has ended; its pool is looked up if not given."""
     with _runs_lock:
         _runs.setdefault(str(run.folder.path), run)
-    tracker.pool(get_pool(run.row.pool)).add(run)
+    tracker.pool(pool or get_pool(run.row.pool)).add(run)
 
 
 def step_all(names: Iterable[str] | None = None) -> None:
