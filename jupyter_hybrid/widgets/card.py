@@ -14,7 +14,7 @@ from ..handles import ArrayJob, Handle, Job, Task
 from ..launch import reused_tasks
 from ..listing import duration
 from ..pool import default_store
-from ..progress import FAILED, RUNNING
+from ..progress import FAILED, RUNNING, judge
 from ..results import ADVICE, end_of
 from ..spec import Cause, JobState, Resources, format_memory
 from ..store import JobRow
@@ -55,9 +55,22 @@ STYLE = (
 )
 
 
+def now(job: Handle) -> JobRow:
+    """Return the row of a job; where all tasks have ended, and the Store is about to say so, as it will be."""
+    row, run = job.row(), job.run
+    if row.state.final or not run.settled:
+        return row
+    verdict = judge(run.progress, run.batches, {}, True, run.cancelled)
+    ends = [result.ended for result in run.progress.results.values()]
+    return row._replace(
+        state=verdict.state, cause=verdict.cause, reason=verdict.reason, done=run.progress.done,
+        failed=run.progress.failed, running=0, ended=max(ends, default=None),
+    )  # fmt: skip
+
+
 def text(job: Handle) -> str:
     """Return a job in one line, with the cause and the advice if it ended badly."""
-    row = job.row()
+    row = now(job)
     said = f"{_ICONS[row.state]} {row.state} {_name(row)} on {row.pool}"
     if row.array:
         said += f", {_counts(job)}"
@@ -71,7 +84,7 @@ def text(job: Handle) -> str:
 
 def html(job: Handle, label: str = "", seen: str = "") -> str:
     """Return the card of a job. `label` is what the notebook calls it, `seen` a last line."""
-    row = job.row()
+    row = now(job)
     parts = [_head(row), _facts(job, row)]
     if row.array:
         parts.append(_bar(job, row))
@@ -93,7 +106,7 @@ def html(job: Handle, label: str = "", seen: str = "") -> str:
 
 def _seen(job: Handle) -> str:
     """Return when the card of an unfinished job was written: all that a notebook without a kernel can know."""
-    if job.row().state.final:
+    if now(job).state.final:
         return ""
     code = _code(f"hy.job({job.id!r})")
     return _line(f"seen at {datetime.now():%H:%M:%S}; {code} finds it from any kernel", muted=True)
@@ -182,7 +195,7 @@ def _used(job: Handle, row: JobRow) -> list[str]:
 
 
 def _counts(job: Handle) -> str:
-    row = job.row()
+    row = now(job)
     marks = job.run.progress
     failed = max(row.failed, marks.failed)
     running = marks.marks.count(RUNNING) if not row.state.final else 0

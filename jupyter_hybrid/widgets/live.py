@@ -41,6 +41,7 @@ class Card:
         self.outputs = _Outputs(self) if outputs and job.spec.kind == "cell" and not job.spec.array else None
         self.buttons: Buttons | None = None
         self.lock = threading.RLock()
+        self.building = threading.Lock()  # ipywidgets takes long to load: the card does not wait for it
         self.shown = ""
         self.waiting = False  # whether the kernel does nothing but wait for the job
         self.publish(update=False)
@@ -62,16 +63,18 @@ class Card:
 
     def refresh(self) -> bool:
         """Bring all up to date; return whether the job may still change."""
-        with self.lock:
-            ended = self.job.row().state.final
-            if self.kernel:
-                self.publish(update=True)
-                self._show_buttons()
-            elif ended:
+        ended = self.job.row().state.final
+        if not self.kernel:
+            if ended:
                 sys.stdout.write(_card.text(self.job) + "\n")
+        else:
+            self.publish(update=True)
+            with self.building:
+                self._show_buttons()
+        with self.lock:
             if self.outputs is not None and (self.kernel or ended):
                 self.outputs.show_new()
-            return self.kernel and not ended
+        return self.kernel and not ended
 
     def _show_buttons(self) -> None:
         if self.buttons is None:
@@ -199,7 +202,21 @@ class _Refresher:
         self.wake = threading.Event()
         self.thread: threading.Thread | None = None
 
+    def flush(self, *_: Any) -> None:
+        """Show at the end of every cell what is known by then.
+
+        A program that executes notebooks takes updates only while a cell runs, and the next may be a short one.
+        """
+        for shown in self.live():
+            shown.publish(update=True)
+
+    def live(self) -> list[Card]:
+        """Return the cards that are refreshed."""
+        with self.lock:
+            return list(self.cards)
+
     def add(self, shown: Card) -> None:
+        """Refresh a card from now on, until its job has ended."""
         with self.lock:
             self.cards.add(shown)
             if self.thread is None:
@@ -211,7 +228,7 @@ class _Refresher:
         while True:
             self.wake.wait(1.0)  # times that are shown go on without news
             self.wake.clear()
-            for shown in list(self.cards):
+            for shown in self.live():
                 try:
                     live = shown.refresh()
                 except Exception:  # the other cards must go on
@@ -252,5 +269,7 @@ def card(job: Job | ArrayJob, label: str, outputs: bool) -> Card:
         return known
     new = _shown[job.id] = Card(job, label, outputs)
     if new.kernel:
+        if _refresher.flush not in new.shell.events.callbacks["post_run_cell"]:
+            new.shell.events.register("post_run_cell", _refresher.flush)
         _refresher.add(new)
     return new
