@@ -154,9 +154,10 @@ class RunFolder:
     @functools.cached_property
     def spec(self) -> JobSpec:
         """The intent."""
+        data = self.read_json("spec.json")
         try:
-            return JobSpec.from_json(self.read_json("spec.json"))
-        except (KeyError, TypeError, ValueError) as error:
+            return JobSpec.from_json(data)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StoreError(f"job {self.id}: {self.path / 'spec.json'} is damaged: {error!r}") from error
 
     def read_json(self, name: str) -> Any:
@@ -174,9 +175,10 @@ class RunFolder:
 
     def attempt(self, number: int) -> Attempt:
         """Return one round."""
+        data = self.read_json(f"attempt-{number}.json")
         try:
-            return Attempt.from_json(self.read_json(f"attempt-{number}.json"))
-        except (KeyError, TypeError, ValueError) as error:
+            return Attempt.from_json(data)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StoreError(f"job {self.id}: attempt-{number}.json is damaged: {error!r}") from error
 
     def attempts(self) -> list[Attempt]:
