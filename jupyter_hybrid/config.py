@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
@@ -235,10 +236,20 @@ def _project_file(cwd: str | os.PathLike[str] | None) -> Path | None:
     home = Path(os.path.expanduser("~")).resolve()
     for folder in (start, *start.parents):
         if os.path.isfile(folder / "hybrid.yaml"):
-            return folder / "hybrid.yaml"
+            return _trusted(folder / "hybrid.yaml")
         if folder == home:
             break
     return None
+
+
+def _trusted(path: Path) -> Path:
+    """Return a project file, unless anybody could have put it there: its prologue runs as whoever submits."""
+    if os.stat(path.parent).st_mode & stat.S_IWOTH and os.stat(path).st_uid not in (0, os.getuid()):
+        raise ConfigError(
+            f"{path} belongs to another user and lies in a folder that everybody may write to; it is not used. "
+            f"If you trust it, copy it, or name it: export {CONFIG_VARIABLE}={path}"
+        )
+    return path
 
 
 _YAML = "tag:yaml.org,2002:"

@@ -428,3 +428,15 @@ def test_without_a_file_yaml_is_not_loaded():
     code = "import sys; from jupyter_hybrid.config import load; print(load().files, 'yaml' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "() False\n"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's file")
+def test_a_file_that_anybody_could_have_left_is_not_used(tmp_path: Path) -> None:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    (folder / "hybrid.yaml").write_text("pools: {}\n")
+    load(folder)
+    os.chown(folder / "hybrid.yaml", 12345, 12345)
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        load(folder)
