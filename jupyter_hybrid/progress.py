@@ -320,7 +320,7 @@ def _final(progress: Progress, lost: Mapping[int, Lost], cancelled: bool) -> Ver
     if not causes:
         return Verdict(JobState.FAILED, Cause.RESULT_LOST, "its run folder has lost the plan of its tasks", 0, {})
     cause = Cause.CANCELLED if cancelled and not progress.complete else causes.most_common(1)[0][0]
-    if cause is Cause.USER_ERROR:
+    if cause is Cause.USER_ERROR and progress.failed:
         failed = progress.marks.find(FAILED)
         reason = progress.results[failed].error
     else:
