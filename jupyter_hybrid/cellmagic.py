@@ -212,9 +212,9 @@ def _title(cell: str, out: Sequence[str], tasks: list[dict[str, Any]] | None) ->
     """Return what lists of jobs call a cell: what it is run for, ``score(seed)``, or its first line that says much."""
     if out:
         return ", ".join(out) + (f"({', '.join(tasks[0])})" if tasks else "")
-    lines = [line.strip() for line in cell.splitlines()]
-    said = [line for line in lines if line and not line.startswith(("import ", "from ", "#!", "%"))]
-    first = next((line for line in said if not line.startswith("#")), next(iter(said), "cell"))
+    lines = [line.strip() for line in cell.splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith(("import ", "from ", "#!", "%"))]
+    first = next((line for line in said if not line.startswith("#")), next(iter(lines), "cell"))
     return first if len(first) <= 60 else first[:59] + "…"
 
 

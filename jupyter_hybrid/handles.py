@@ -215,7 +215,7 @@ class Job(Handle, concurrent.futures.Future):  # type: ignore[type-arg]
         """Return its log so far."""
         return _log(self.run, self.run.progress.batch_of(0))
 
-    def outputs(self) -> list[dict[str, Any]]:
+    def outputs(self) -> Outputs:
         """Return what the cell has displayed so far, as nbformat outputs."""
         return outputs(self.run)
 
@@ -287,7 +287,7 @@ class Task:
         text = _log(run, run.progress.batch_of(self.index), result.log if result else None)
         return text if result is None or result.log else ""
 
-    def outputs(self) -> list[dict[str, Any]]:
+    def outputs(self) -> Outputs:
         """Return what the cell displayed for this task, as nbformat outputs."""
         return outputs(self.array.run, self.index)
 
@@ -421,7 +421,7 @@ class ArrayJob(Handle, Sequence[Task]):
         texts = ((batch, _log(self.run, batch)) for batch in sorted(batches))
         return "\n".join(f"--- batch {batch}\n{text}" for batch, text in texts if text)
 
-    def outputs(self) -> list[dict[str, Any]]:
+    def outputs(self) -> Outputs:
         """Return what its cells have displayed so far, as nbformat outputs."""
         return outputs(self.run)
 
@@ -506,10 +506,19 @@ def _log(run: Run, batch: int | None, span: tuple[int, int] | None = None) -> st
         return ""
 
 
-def outputs(run: Run, task: int | None = None) -> list[dict[str, Any]]:
+class Outputs(list[dict[str, Any]]):
+    """Outputs in nbformat's form; a notebook shows them as they were shown on the node."""
+
+    def _ipython_display_(self) -> None:
+        from . import widgets
+
+        widgets.replay(self)
+
+
+def outputs(run: Run, task: int | None = None) -> Outputs:
     """Return the nbformat outputs that a cell has displayed so far, in order (of one task, or of all)."""
-    found = []
-    for path in sorted((run.folder.path / "outputs").glob("*.jsonl")):
+    found = Outputs()
+    for path in sorted((run.folder.path / "outputs").glob("*.jsonl"), key=lambda path: int(path.stem)):
         data = path.read_bytes()
         for line in data[: data.rfind(b"\n") + 1].splitlines():
             event = json.loads(line)

@@ -116,6 +116,21 @@ def test_a_failing_cell_raises_its_own_exception(run: Run) -> None:
     assert "Cell In[1], line 2" in re.sub(r"\x1b\[[\d;]*m", "", "\n".join(job.outputs()[0]["traceback"]))
 
 
+def test_outputs_are_shown_as_they_were(run: Run, capsys: Any) -> None:
+    job = run(
+        "%%local\nprint('text')\nhandle = display({'text/plain': 'first'}, raw=True, display_id=True)\n"
+        "handle.update({'text/plain': 'second'}, raw=True)\n1 / 0"
+    )
+    assert isinstance(job.exception(60), ZeroDivisionError)
+    assert len(job.outputs()) == 4
+    capsys.readouterr()
+    run(f"import jupyter_hybrid as hy\nhy.job('{job.id}').outputs()")
+    shown = capsys.readouterr()
+    assert "text\nsecond\n" in shown.out
+    assert "first" not in shown.out
+    assert "ZeroDivisionError" in shown.err
+
+
 def test_options_reach_the_job(run: Run) -> None:
     job = run(
         "%%local --cpus 2 --memory 300M --time 10min --priority=-3 --extra reservation=course --extra exclusive "

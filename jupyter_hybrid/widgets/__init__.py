@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..handles import ArrayJob, Job
@@ -60,6 +60,13 @@ def wait(job: Job | ArrayJob) -> None:
         job.result()
     except Exception as error:  # noqa: BLE001  whatever the job raised
         raise _in_one_line(error, f"{type(error).__name__}: {error} (job {job.id})") from None
+
+
+def replay(outputs: list[dict[str, Any]]) -> None:
+    """Show outputs in nbformat's form under the running cell."""
+    from .live import replay
+
+    replay(outputs)
 
 
 def _in_one_line(error: BaseException, said: str) -> BaseException:

@@ -20,7 +20,7 @@ class Buttons:
     """Cancel, Retry, Load results and Show log of one job; those that would do nothing are not there."""
 
     def __init__(self, job: Job | ArrayJob) -> None:
-        self.job = job
+        self.job, self.state = job, job.row().state
         self.cancel = self._button("Cancel", "End the job", self._cancel)
         self.retry = self._button("Retry", "Run again what has no result", self._retry)
         names = ", ".join(job.spec.out)
@@ -60,6 +60,9 @@ class Buttons:
             self.cancel.disabled = self.log.disabled = waiting
             self.said.value = "the kernel waits for this job; interrupt it to use the buttons" if waiting else ""
         state = self.job.row().state
+        if state is not self.state and state.final:
+            self.said.value = ""  # what was said of a press has come about
+        self.state = state
         cell = self.job.spec.kind == "cell" and bool(self.job.spec.out)
         for button, useful in (
             (self.cancel, not state.final),

@@ -193,6 +193,22 @@ def _print(shell: Any, output: dict[str, Any]) -> None:
         shell.display_pub.publish(output["data"], output.get("metadata") or {})
 
 
+def replay(outputs: list[dict[str, Any]]) -> None:
+    """Show outputs under the running cell as they were at their end."""
+    from IPython import get_ipython
+
+    last: list[dict[str, Any]] = []
+    for output in _merged(outputs):
+        own = (output.get("transient") or {}).get("display_id")
+        same = [each for each in last if own is not None and (each.get("transient") or {}).get("display_id") == own]
+        for each in same:
+            each["data"] = output["data"]
+        if not same and output["output_type"] != "clear_output":
+            last.append(dict(output))
+    for output in last:
+        _print(get_ipython(), output)
+
+
 class _Refresher:
     """The thread that refreshes all cards whose jobs have not ended."""
 
