@@ -13,8 +13,8 @@ from . import frames, launch
 from .errors import CaptureError, HybridError
 from .handles import ArrayJob, Handle, Job, wrap
 from .pool import Pool, default_store, get_pool
+from .run import Run
 from .spec import JobState, Resources, parse_memory
-from .tracker import Run
 
 T = TypeVar("T")
 

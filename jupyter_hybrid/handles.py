@@ -17,10 +17,11 @@ from . import launch, results
 from .errors import HybridError, JobNotFound
 from .pool import default_store
 from .progress import DONE, FAILED, RUNNING, TaskResult
+from .run import Run
 from .spec import Cause, JobSpec, JobState
 from .storage import RunFolder
 from .store import JobRow
-from .tracker import Run, follow
+from .tracker import follow
 
 
 class Handle:

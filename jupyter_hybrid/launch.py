@@ -18,10 +18,11 @@ from .errors import HybridError, JobNotFound
 from .index import index_job
 from .pool import Pool, default_store, get_pool
 from .progress import DONE, Progress
+from .run import Run, run_of
 from .script import render
 from .spec import JobSpec, Resources, new_id
 from .storage import Attempt, RunFolder, ranges
-from .tracker import Run, follow, run_of
+from .tracker import follow
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from . import config
 from .errors import HybridError
 from .handles import ArrayJob, Handle, Job, wrap
 from .handles import why as _why
-from .spec import JobState, format_memory
 from .launch import load_run
 from .pool import default_store, get_pool
+from .spec import JobState, format_memory
 from .store import JobRow
 from .tracker import watch_all
 

@@ -10,9 +10,9 @@ from typing import Any
 from . import frames
 from .errors import JobFailed, RemoteError, ResultLost
 from .progress import DONE, FAILED, Lost, ending, judge
+from .run import Run
 from .spec import Cause, JobState
 from .store import network_file_system
-from .tracker import Run
 
 _VISIBLE = 30.0
 """Seconds within which what a node has written must be visible here on a network file system."""

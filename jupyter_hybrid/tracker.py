@@ -14,118 +14,36 @@ import logging
 import os
 import threading
 import time
-import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from . import process
-from .backends.base import Observation, Submission
+from .backends.base import Observation
 from .config import load
-from .errors import HybridError, JobNotFound, PoolUnreachable, SubmitRejected
-from .index import columns, index_job, keep_end
+from .errors import HybridError, PoolUnreachable
+from .index import columns
 from .pool import Pool, default_store, get_pool
-from .progress import Lost, Progress, Verdict, ending, judge
+from .progress import Lost, ending, judge
+from .run import Run, forget_all, remember, run_of
 from .spec import Cause, JobState
 from .storage import RunFolder
 from .store import BatchRow, JobRow, Store, SubmissionRow, lease_owner, network_file_system, owner_is_gone
+from .submitter import Submitter
 
 log = logging.getLogger(__name__)
 
-FASTEST, SLOWEST = 0.005, 1.0
-"""Bounds, in seconds, of the time between two looks at the run folder of a job."""
 LEASE = 15.0
 """Seconds without a sign of life after which the lease of another host's process is taken over."""
 RENEW = 4.0
 """Seconds between two signs of life of the lease's owner, and between two looks of the others."""
 ABSENT = 120.0
 """Seconds for which neither scheduler nor worker may know a batch before it counts as gone."""
-UNSETTLED = 10.0
-"""Seconds for which a broken-off submission may still turn up at the scheduler."""
 COUNTS = 0.5
 """Least seconds between two writes of a job's counts to the Store."""
 MEASURED = 5.0
 """Seconds for which the workers of an ended job may still say what they have used."""
 
 
-class Run:
-    """One job as a process follows it: its folder, what its workers wrote, and its row in the Store."""
-
-    def __init__(self, folder: RunFolder, row: JobRow) -> None:
-        self.folder = folder
-        self.spec = folder.spec
-        self.row = row
-        self.progress = Progress(folder)
-        self.lock = threading.RLock()
-        self.listeners: list[Callable[[Run], None]] = []
-        self.news = time.monotonic()
-        self.cost = 0.0
-        self.batches: dict[int, BatchRow] = {}
-        self.verdict: Verdict | None = None
-        self.cancel_sent: set[str] = set()
-        self.cancel_asked = False  # by this process, which tells the scheduler itself
-        self.absent: dict[int, float] = {}  # for how long the scheduler has said, when asked, that it has no such batch
-        self.left: set[int] = set()  # batches that the scheduler no longer has, or has ended
-        self.handle: object = None  # the one Job or ArrayJob of this process
-        self._first_seen: dict[tuple[str, int | str], float] = {}
-        self.written = 0.0
-        self.broken = False  # said once
-        self.pid = os.getpid()
-
-    def refresh(self) -> bool:
-        """Read what the workers wrote; return whether it was anything."""
-        with self.lock:
-            start = time.thread_time()
-            changed = self.progress.refresh()
-            self.cost = time.thread_time() - start
-            if changed:
-                self.news = time.monotonic()
-            return changed
-
-    @property
-    def settled(self) -> bool:
-        """Whether the job's end is known here: all tasks have ended, or the Store says so."""
-        return self.row.state.final or (bool(self.progress.attempts) and self.progress.complete)
-
-    def since(self, what: str, number: int | str, holds: bool) -> float:
-        """Return for how many seconds something has held, as this process has seen it."""
-        if not holds:
-            self._first_seen.pop((what, number), None)
-            return 0.0
-        now = time.monotonic()
-        return now - self._first_seen.setdefault((what, number), now)
-
-    def tell(self) -> None:
-        """Call whoever listens."""
-        for listener in list(self.listeners):
-            listener(self)
-
-    def pause(self) -> float:
-        """Return how long to wait before the next look: 2 % of the time without news, within bounds."""
-        quiet = 0.02 * (time.monotonic() - self.news)
-        return max(FASTEST, min(SLOWEST, quiet), 10 * self.cost)
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether somebody asked to cancel this round."""
-        return (self.folder / f"cancelled-{self.row.attempt}").exists()
-
-
-_runs: weakref.WeakValueDictionary[str, Run] = weakref.WeakValueDictionary()
-_runs_lock = threading.Lock()
-
-
-def run_of(row: JobRow) -> Run:
-    """Return what this process knows of a job: one object, whoever asks, so that news reaches all who wait for it."""
-    with _runs_lock:
-        run = _runs.get(row.folder)
-        if run is None:
-            run = _runs[row.folder] = Run(RunFolder(Path(row.folder)), row)
-        else:
-            run.row = row
-        return run
-
-
-class PoolTracker:
+class PoolTracker(Submitter):
     """Follows the jobs of one pool in this process.
 
     Parameters
@@ -137,23 +55,15 @@ class PoolTracker:
     """
 
     def __init__(self, pool: Pool, store: Store) -> None:
-        self.pool, self.store = pool, store
+        super().__init__(pool, store)
         self.owner = lease_owner()
-        self.holds = False
-        self.runs: dict[str, Run] = {}  # all that this process follows
-        self.own: set[str] = set()  # those that somebody in this process waits for
+        self.own: set[str] = set()  # runs that somebody in this process waits for
         self.lock = threading.RLock()
-        self.submitting = threading.RLock()
-        self.wake = threading.Event()
         self.stepped = threading.Event()  # set after the thread's first round
         self.thread: threading.Thread | None = None
         self._seen = ("", -1)
-        self._seen_at = self._renewed = float("-inf")
+        self._seen_at = self._renewed = self._loaded = float("-inf")
         self._changes = -1
-        self._next_query = 0.0
-        self._interval = pool.config.limits.poll_min.total_seconds()
-        self._retry_at = 0.0
-        self._backoff = 0.0
         self._grace = 20.0 if network_file_system(pool.storage.root.parent) else 2.0
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -173,12 +83,6 @@ class PoolTracker:
                 self.stepped.clear()
                 self.thread = threading.Thread(target=self._loop, name=f"hybrid-{self.pool.name}", daemon=True)
                 self.thread.start()
-
-    def soon(self) -> None:
-        """Look again at once, and ask the scheduler soon."""
-        self._interval = self.pool.config.limits.poll_min.total_seconds()
-        self._next_query = min(self._next_query, time.monotonic() + self._interval)
-        self.wake.set()
 
     def _loop(self) -> None:
         while True:
@@ -285,22 +189,6 @@ class PoolTracker:
                         if job_id not in self.runs:
                             self._take_up(row)
 
-    _loaded = float("-inf")
-
-    def _reload(self, run: Run) -> JobRow:
-        """Return the row of a job; one that the Store has lost is made anew from the run folder, which is the truth."""
-        try:
-            return self.store.job(run.row.id)
-        except JobNotFound:
-            if not (run.folder / "spec.json").exists():
-                # Cleaned up elsewhere; it must not hold up the pool's other jobs.
-                return run.row._replace(state=JobState.FAILED, cause=Cause.RESULT_LOST, reason="the job was removed")
-        index_job(self.store, run.folder)
-        try:
-            return self.store.job(run.row.id)
-        except JobNotFound:  # deleted once more
-            return run.row
-
     def _take_up(self, row: JobRow) -> None:
         try:
             run = run_of(row)
@@ -310,10 +198,6 @@ class PoolTracker:
             return
         run.batches = self.store.batches(row.id)
         self.runs[row.id] = run
-
-    def _removed(self, row: JobRow, reason: str) -> None:
-        end = {"state": JobState.FAILED, "cause": Cause.RESULT_LOST, "reason": reason, "ended": time.time()}
-        self.store.update_job(row.id, row.attempt, **end)
 
     def _finish(self, run: Run) -> None:
         run.tell()
@@ -342,176 +226,6 @@ class PoolTracker:
             return True
         self._ask_when_ended()
         return not self._held_of(run)
-
-    # --- submitting ---------------------------------------------------------------------------------------------
-
-    def submit(self) -> None:
-        """Hand the scheduler what waits, as far as limits allow."""
-        with self.submitting:  # the tracker's thread, and the main one at the end of the process
-            self._submit()
-
-    def _submit(self) -> None:
-        if time.monotonic() < self._retry_at:
-            return
-        most = self.pool.config.limits.max_jobs
-        if most is not None and not self.holds:
-            return
-        full = False
-        for waiting in self.store.waiting(self.pool.name):
-            run = self.runs.get(waiting.job)
-            if run is None or run.row.state.final:  # an earlier submission of the same job was refused
-                continue
-            if most is not None and not run.cancelled:
-                full = full or self._held() + waiting.batches > most  # none overtakes: a large one would starve
-                if full:
-                    self._wait(run, f"the limit of {most} jobs of this pool is reached")
-                    self._ask_when_ended()
-                    continue
-            try:
-                self._submit_one(run, waiting)
-                self._backoff = 0.0
-            except SubmitRejected as error:
-                if getattr(error, "temporary", False):
-                    self._wait(run, str(error))
-                    self._postpone()
-                    return
-                try:
-                    self._rejected(run, waiting, str(error))
-                except PoolUnreachable as unreachable:  # it is rejected again, and ended, when the pool answers
-                    self._unreachable(unreachable)
-                    self._postpone()
-                    return
-            except PoolUnreachable as error:
-                self._unreachable(error)
-                self._wait(run, str(error))
-                self._postpone()
-                return
-            except (OSError, JobNotFound) as error:
-                if (run.folder / "spec.json").exists():
-                    self._wait(run, f"the run folder cannot be used: {error}")
-                else:
-                    self._removed(run.row, f"its run folder {run.folder.path} was removed")
-            except HybridError:
-                raise
-            except Exception as error:
-                log.exception("job %s: unexpected error", run.row.id)
-                self._wait(run, f"cannot be submitted: {error!r}")
-
-    def _held(self) -> int:
-        """Return how many batches the scheduler has, as far as is known: those it was given and has not ended yet."""
-        return sum(self._held_of(run) for run in list(self.runs.values()))
-
-    def _held_of(self, run: Run) -> int:
-        return sum(
-            batch not in run.left
-            for submission in self.store.submissions(run.row.id, run.row.attempt)
-            if submission.state == "submitted"
-            for batch in range(submission.first, submission.first + submission.batches)
-        )
-
-    def _ask_when_ended(self) -> None:
-        """Ask the scheduler soon if a worker says that it has ended: others wait for its place."""
-        if any(
-            batch.why and number not in run.left
-            for run in list(self.runs.values())
-            for number, batch in list(run.progress.batches.items())
-        ):
-            soon = time.monotonic() + self.pool.config.limits.poll_min.total_seconds()
-            self._next_query = min(self._next_query, soon)
-
-    def _postpone(self) -> None:
-        self._backoff = min(60.0, 2 * self._backoff or 1.0)
-        self._retry_at = time.monotonic() + self._backoff
-
-    def _wait(self, run: Run, reason: str) -> None:
-        if run.row.reason != reason:
-            self.store.update_job(run.row.id, run.row.attempt, reason=reason)
-            run.row = run.row._replace(reason=reason)
-
-    def _submit_one(self, run: Run, waiting: SubmissionRow) -> None:
-        folder, backend = run.folder, self.pool.backend
-        with folder.submitting() as descriptor:
-            if descriptor is None:
-                return  # a submission is under way, here or in a process that has died since
-            answer = folder.submissions().get(waiting.tag)
-            if answer is not None and answer["state"] == "rejected":
-                raise SubmitRejected(answer["reason"])  # who heard it was killed before the job was ended
-            if answer is not None:
-                self.store.set_submission(waiting.tag, answer["state"], answer.get("native_id", ""))
-                return
-            if (folder / f"cancelled-{waiting.attempt}").exists():
-                folder.record_submission(waiting.tag, state="cancelled")
-                self.store.set_submission(waiting.tag, "cancelled")
-                return
-            after = self._dependencies(run)
-            if after is None:
-                return
-            native_id = None
-            size = os.fstat(descriptor).st_size
-            begun = waiting.tag in os.pread(descriptor, size, 0).decode().split("\n")
-            if not begun:
-                os.pwrite(descriptor, f"{waiting.tag}\n".encode(), size)
-                os.fsync(descriptor)
-            elif not backend.idempotent:
-                # An earlier submission broke off. The lock is free, so no command is under way, but the scheduler
-                # may be a moment behind: it is submitted again only when it surely is not there.
-                native_id = backend.find([waiting.tag]).get(waiting.tag)
-                if native_id is None and run.since("begun", waiting.tag, True) < UNSETTLED:
-                    return
-            if native_id is None:
-                attempt = run.folder.attempt(waiting.attempt)
-                with process.inheriting(descriptor):
-                    native_id = backend.submit(
-                        Submission(
-                            tag=waiting.tag,
-                            name=run.spec.name,
-                            script=folder / f"script.{waiting.first}.sh",
-                            logs=folder / "logs",
-                            first=waiting.first,
-                            count=waiting.batches,
-                            array=attempt.batches > 1,
-                            resources=attempt.resources,
-                            after=after,
-                        )
-                    )
-            folder.record_submission(waiting.tag, state="submitted", native_id=native_id)
-        self.store.set_submission(waiting.tag, "submitted", native_id)
-        self._reachable()
-        run.row = self.store.job(run.row.id)
-        run.news = time.monotonic()
-        self.soon()
-        run.tell()
-
-    def _dependencies(self, run: Run) -> tuple[str, ...] | None:
-        """Return the native ids to wait for; ``None`` while a dependency is not there yet."""
-        natives: list[str] = []
-        for job_id in run.spec.after:
-            try:
-                row = self.store.job(job_id)
-            except JobNotFound:
-                raise SubmitRejected(f"job {job_id}, which this one waits for, has been removed") from None
-            if row.state is JobState.COMPLETED:
-                continue
-            if row.state.final:
-                raise SubmitRejected(f"job {job_id} ({row.name}), which this one waits for, ended {row.state}")
-            submissions = self.store.submissions(job_id, row.attempt)
-            if row.pool != self.pool.name or any(submission.state != "submitted" for submission in submissions):
-                self._wait(run, f"waits for job {job_id} ({row.name})")
-                return None
-            natives += [submission.native_id for submission in submissions]
-        return tuple(natives)
-
-    def _rejected(self, run: Run, waiting: SubmissionRow, words: str) -> None:
-        """End a job whose submission was refused; what the scheduler took of it before is cancelled."""
-        run.folder.record_submission(waiting.tag, state="rejected", reason=words)
-        for other in self.store.submissions(run.row.id, waiting.attempt):
-            if other.state == "submitted":
-                self.pool.backend.cancel(other.native_id)
-            elif other.state == "new" and other.tag != waiting.tag:
-                self.store.set_submission(other.tag, "cancelled")
-        cause = Cause.DEPENDENCY_FAILED if "which this one waits for" in words else Cause.SUBMIT_REJECTED
-        self._write(run, Verdict(JobState.FAILED, cause, words, 0, {}))
-        self.store.set_submission(waiting.tag, "rejected")  # last: until then whoever comes next does all of this
 
     # --- asking -------------------------------------------------------------------------------------------------
 
@@ -591,17 +305,6 @@ class PoolTracker:
                 self.pool.backend.cancel(native_id)
                 run.cancel_sent.add(native_id)
 
-    def _unreachable(self, error: PoolUnreachable) -> None:
-        row = self.store.pool(self.pool.name)
-        if row.unreachable_since is None or row.error != str(error):
-            self.store.set_pool(
-                self.pool.name, unreachable_since=row.unreachable_since or time.time(), error=str(error)
-            )
-
-    def _reachable(self) -> None:
-        if self.store.pool(self.pool.name).unreachable_since is not None:
-            self.store.set_pool(self.pool.name, unreachable_since=None, error="")
-
     # --- deciding -----------------------------------------------------------------------------------------------
 
     def _over(self, run: Run) -> dict[int, Lost | None]:
@@ -645,17 +348,8 @@ class PoolTracker:
                 run.written = now
                 run.verdict = verdict
                 self._write(run, verdict)
-
-    def _write(self, run: Run, verdict: Verdict) -> None:
-        changes = columns(run.progress, run.batches.values(), verdict)
-        if verdict.state.final and not run.progress.complete:
-            with contextlib.suppress(OSError):  # a folder that was removed, or a full disk: the Store knows it
-                keep_end(run.folder, run.row.attempt, changes, run.batches.values())
-        self.store.update_job(run.row.id, run.row.attempt, **changes)
-        run.row = self._reload(run)
-        run.tell()
-        if verdict.state.final:
-            self._tidy(run)
+                if verdict.state.final:
+                    self._tidy(run)
 
     def _tidy(self, run: Run) -> None:
         """Take what is left of a pulled array out of the queue: its tasks are done."""
@@ -713,10 +407,8 @@ class Tracker:
 
     def _forked(self) -> None:
         """Begin anew in a child: threads do not survive a fork, and locks may be held for ever."""
-        global _runs_lock  # noqa: PLW0603
         self._pools, self._lock = {}, threading.Lock()
-        _runs_lock = threading.Lock()
-        _runs.clear()
+        forget_all()
 
     def pool(self, pool: Pool) -> PoolTracker:
         """Return the tracker of a pool, made when first asked for."""
@@ -760,8 +452,7 @@ def watch_all(wait: float = 1.0) -> None:
 
 def follow(run: Run, pool: Pool | None = None) -> None:
     """Follow a run in this process until it has ended; its pool is looked up if not given."""
-    with _runs_lock:
-        _runs.setdefault(str(run.folder.path), run)
+    remember(run)
     tracker.pool(pool or get_pool(run.row.pool)).add(run)
 
 

@@ -20,10 +20,11 @@ from .handles import ArrayJob, Job, job
 from .listing import JOB_COLUMNS, Table, duration, job_line
 from .pool import default_store, get_pool
 from .progress import RUNNING
+from .run import Run
 from .spec import JobState, parse_time
 from .store import JobRow
 from .terminal import job_json, line, note, print_json, print_text, when
-from .tracker import Run, tracker, watch_all
+from .tracker import tracker, watch_all
 
 _ANSWER = 5.0
 """Seconds that a scheduler is given to answer before the list of jobs is shown as it is known."""

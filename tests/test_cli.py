@@ -341,7 +341,7 @@ def test_the_store_is_built_anew(home: Path) -> None:
 ABANDON = """
 import os
 from jupyter_hybrid import launch, executor
-launch.follow = lambda run: None
+launch.follow = lambda *_: None
 print(executor.Executor("local").submit(abs, -5).id, flush=True)
 os._exit(0)
 """

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import jupyter_hybrid as hy
-from jupyter_hybrid import backends, launch, tracker
+from jupyter_hybrid import backends, launch, submitter, tracker
 from jupyter_hybrid.backends.base import Observation, PoolSnapshot, Submission
 from jupyter_hybrid.errors import ConfigError, JobFailed, PoolUnreachable, ResultLost, StoreError, SubmitRejected
 from jupyter_hybrid.pool import default_store
@@ -386,7 +386,7 @@ def test_unknown_pool() -> None:
 
 WAIT = """
 import sys, jupyter_hybrid as hy
-from jupyter_hybrid import tracker
+from jupyter_hybrid import submitter, tracker
 tracker.LEASE, tracker.RENEW = 1.0, 0.2
 jobs = [hy.job(id) for id in sys.argv[1:]]
 print("ready", flush=True)
@@ -395,7 +395,7 @@ print([job.result(80) for job in jobs], flush=True)
 
 HOLD = """
 import sys, time, jupyter_hybrid as hy
-from jupyter_hybrid import tracker
+from jupyter_hybrid import submitter, tracker
 tracker.LEASE, tracker.RENEW = 1.0, 0.2
 hy.jobs()
 pool_tracker = next(iter(tracker.tracker._pools.values()))
@@ -458,7 +458,7 @@ print(\"ready"""), job.strip())  # fmt: skip
 def test_clock_jumps(tmp_path: Path, processes: Callable[..., subprocess.Popen[str]], jump: float) -> None:
     code = f"""
 import sys, time, jupyter_hybrid as hy
-from jupyter_hybrid import tracker
+from jupyter_hybrid import submitter, tracker
 tracker.LEASE, tracker.RENEW = 1.0, 0.2
 real, jump = time.time, 0.0
 time.time = lambda: real() + jump
@@ -715,7 +715,7 @@ def test_killed_after_it_heard_the_refusal(scripted: Scripted) -> None:
 
 
 def test_killed_while_submitting(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "UNSETTLED", 0.5)
+    monkeypatch.setattr(submitter, "UNSETTLED", 0.5)
     scripted.down = PoolUnreachable("away")
     ex = hy.Executor("odd")
     taken, lost = ex.submit(len, "a"), ex.submit(len, "b")

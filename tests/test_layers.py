@@ -19,7 +19,7 @@ LAYERS = {
     "one kind of I/O each": "config process storage frames store worker cellrun",
     "backends": "backends backends.base backends.element backends.local backends.proctree backends.shim backends.slurm "
     "backends.slurm_output backends.spool backends.supervisor",
-    "engine": "pool progress tracker launch results handles executor listing aggregate "
+    "engine": "pool progress run submitter tracker launch results handles executor listing aggregate "
     "dataframe capture cellnames fingerprint cluster clean index practice practice_conf practice_processes",
     "faces": "cli verbs upkeep terminal doctor magics cellmagic linemagic completer __main__",
 }

@@ -12,7 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from ..handles import ArrayJob, Handle, Job
-from ..tracker import Run
+from ..run import Run
 from . import card as _card
 
 if TYPE_CHECKING:
