@@ -13,7 +13,7 @@ from typing import Any
 
 from IPython.core.error import UsageError
 
-from . import capture, executor, fingerprint, frames, launch, listing, widgets
+from . import capture, executor, fingerprint, launch, listing, widgets
 from .errors import CaptureError
 from .handles import ArrayJob, Job, wrap
 from .pool import Pool, get_pool
@@ -142,6 +142,7 @@ def _run_python(
     shell: Any, pool: Pool, options: argparse.Namespace, cell: str, tasks: list[dict[str, Any]] | None, after: list[str]
 ) -> Job | ArrayJob | None:
 
+    limit = parse_memory(options.limit) if options.limit else capture.LIMIT
     number = len(shell.history_manager.input_hist_parsed) - 1  # the running cell is the last
     try:
         captured = capture.collect(
@@ -150,7 +151,7 @@ def _run_python(
             inputs=_names(options.inputs, "--in"),
             outputs=_names(options.out, "--out"),
             extra_names=tasks[0] if tasks else (),
-            limit=parse_memory(options.limit) if options.limit else capture.LIMIT,
+            limit=limit,
             title=f"In[{number}]",
         )
     except SyntaxError as error:
@@ -160,14 +161,7 @@ def _run_python(
     if options.dry_run:
         _preview(pool, options, "cell", name, tasks, after, captured.inputs, captured.out, captured.sizes)
         return None
-    items = None
-    if tasks is not None:
-        items = []
-        try:
-            for task in tasks:
-                items.append(frames.encode(task))
-        except Exception as error:  # user classes may raise anything while they are pickled
-            raise CaptureError(f"--array: {tasks[len(items)]!r} cannot travel to the pool: {error}") from error
+    items = None if tasks is None else executor.pack_items(tasks, limit)
     keys, task_keys = {}, []
     if options.cache:
         keys = fingerprint.cell_keys(cell, captured.inputs, captured.out)
@@ -249,6 +243,8 @@ def _preview(
     if tasks is not None:
         batches = sum(submission.count for submission, _ in submissions)
         lines.append(f"Array: {len(tasks)} tasks in {batches} batches, from {tasks[0]} to {tasks[-1]}")
+    if after:
+        lines.append(f"Starts after: {', '.join(after)}")
     if kind == "cell":
         width = max(map(len, inputs), default=0)
         lines.append("Takes along:" if inputs else "Takes along: nothing")

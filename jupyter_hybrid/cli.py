@@ -12,7 +12,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-RESOURCES = ("cpus", "memory", "time", "gpus", "nodes", "partition", "qos", "account", "constraint")
+RESOURCES = (
+    *("cpus", "memory", "time", "gpus", "nodes", "tasks_per_node"),
+    *("partition", "qos", "account", "constraint", "priority"),
+)
 """What ``retry`` can change."""
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
@@ -61,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     retry = verb("retry", "run again what has no result, with other resources if given")
     retry.add_argument("id", metavar="ID")
     for name in RESOURCES:
-        retry.add_argument(f"--{name}")
+        retry.add_argument(f"--{name.replace('_', '-')}", dest=name)
 
     wait = verb("wait", "wait until jobs have ended; exit status 0 if all have completed")
     wait.add_argument("ids", metavar="ID", nargs="+")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -86,7 +88,11 @@ def _local(place: Pool, jobs: int, interface: str | None, wanted: Resources) -> 
 
 
 def _slurm(place: Pool, jobs: int, interface: str | None, wanted: Resources) -> Any:
+    interrupt = signal.getsignal(signal.SIGINT)
     from dask_jobqueue.slurm import SLURMCluster, SLURMJob
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, interrupt)  # its import makes Ctrl-C end the whole process
 
     name = new_id()
     folder = place.storage.root / ".dask" / name

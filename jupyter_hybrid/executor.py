@@ -14,7 +14,7 @@ from .errors import CaptureError, HybridError
 from .handles import ArrayJob, Handle, Job, wrap
 from .pool import Pool, default_store, get_pool
 from .run import Run
-from .spec import JobState, Resources, parse_memory
+from .spec import JobState, Resources, format_memory, parse_memory
 
 T = TypeVar("T")
 
@@ -127,7 +127,7 @@ class Executor(concurrent.futures.Executor):
         size = parse_batch(batch)
         shared = dict(common or {})
         payload = capture.check_function(fn, (), shared, self._limit)
-        items = _pack_items(arguments)
+        items = pack_items(arguments, self._limit)
         keys, task_keys = _keys(fn, (), shared, arguments) if self._cache else ({}, [])
         run = self._launch(fn, payload, items, name or self._name, size, keys, task_keys)
         array = ArrayJob(run)
@@ -231,15 +231,32 @@ def _parameters(fn: Callable[..., Any]) -> list[str]:
     return [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
 
 
-def _pack_items(arguments: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+def pack_items(tasks: Sequence[Any], limit: int) -> list[list[Any]]:
+    """Return the frames of each task's own arguments.
+
+    Raises
+    ------
+    CaptureError
+        They cannot be pickled, or all together have more than `limit` bytes.
+    """
     packed: list[list[Any]] = []
+    total = 0
     try:
-        for values in arguments:
-            packed.append(frames.encode(values))  # noqa: PERF401  the task at fault is counted
-    except Exception as error:
-        kinds = ", ".join(type(value).__name__ for value in arguments[len(packed)])
+        for values in tasks:
+            packed.append(frames.encode(values))
+            total += sum(memoryview(frame).nbytes for frame in packed[-1])
+            if total > limit:
+                raise CaptureError(
+                    f"the arguments of the first {len(packed)} of {len(tasks)} tasks have {format_memory(total)}, "
+                    f"the limit is {format_memory(limit)}: save them to the pool's storage and pass paths, "
+                    "or allow more (limit=, --limit)"
+                )
+    except CaptureError:
+        raise
+    except Exception as error:  # user classes may raise anything while they are pickled
+        what = f"{tasks[len(packed)]!r:.200}"
         raise CaptureError(
-            f"the arguments of task {len(packed)} ({kinds}) cannot travel to the pool: {error}"
+            f"the arguments of task {len(packed)}, {what}, cannot travel to the pool: {error}"
         ) from error
     return packed
 

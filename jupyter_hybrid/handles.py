@@ -120,14 +120,16 @@ class Handle:
 
     def efficiency(self) -> dict[str, float | None]:
         """Return the shares of the requested cpu time and memory that were used (0 to 1, or ``None`` if unknown)."""
-        row = self.row()
+        row, attempts = self.row(), self.run.progress.attempts
+        wanted = attempts[-1].resources if attempts else self.spec.resources
         cpu = memory = None
         if row.cpu_seconds is not None:
             spans = [b.ended - b.started for b in self.run.progress.batches.values() if b.started and b.ended]
-            total = sum(spans) * row.cpus
-            cpu = row.cpu_seconds / total if total > 0 else None
-        if row.peak_memory is not None and row.memory:
-            memory = row.peak_memory / row.memory
+            total = sum(spans) * wanted.total_cpus
+            # The worker's own start counts as cpu time, but not as time that the batch took.
+            cpu = min(1.0, row.cpu_seconds / total) if total > 0 else None
+        if row.peak_memory is not None and wanted.memory:
+            memory = row.peak_memory / wanted.memory
         return {"cpu": cpu, "memory": memory}
 
 

@@ -10,7 +10,7 @@ import time
 
 from . import process
 from .backends.base import Submission
-from .errors import HybridError, JobNotFound, PoolUnreachable, SubmitRejected
+from .errors import HybridError, JobNotFound, PoolUnreachable, ResourceError, SubmitRejected
 from .index import columns, index_job, keep_end
 from .pool import Pool
 from .progress import Verdict
@@ -86,11 +86,10 @@ class Submitter:
                     self._wait(run, str(error))
                     self._postpone()
                     return
-                try:
-                    self._rejected(run, waiting, error)
-                except PoolUnreachable as unreachable:  # it is rejected again, and ended, when the pool answers
-                    self._unreachable(unreachable)
-                    self._postpone()
+                if not self._end_rejected(run, waiting, error):
+                    return
+            except ResourceError as error:  # what only this kind of scheduler can tell to be wrong
+                if not self._end_rejected(run, waiting, SubmitRejected(str(error))):
                     return
             except PoolUnreachable as error:
                 self._unreachable(error)
@@ -102,11 +101,21 @@ class Submitter:
                     self._wait(run, f"the run folder cannot be used: {error}")
                 else:
                     self._removed(run.row, f"its run folder {run.folder.path} was removed")
-            except HybridError:
-                raise
+            except HybridError as error:  # of this job alone: the others go on
+                self._wait(run, str(error))
             except Exception as error:
                 log.exception("job %s: unexpected error", run.row.id)
                 self._wait(run, f"cannot be submitted: {error!r}")
+
+    def _end_rejected(self, run: Run, waiting: SubmissionRow, error: SubmitRejected) -> bool:
+        """End a refused job; return whether the pool answers, so that the next one can be tried."""
+        try:
+            self._rejected(run, waiting, error)
+        except PoolUnreachable as unreachable:  # it is rejected again, and ended, when the pool answers
+            self._unreachable(unreachable)
+            self._postpone()
+            return False
+        return True
 
     def _held(self) -> int:
         """Return how many batches the scheduler has, as far as is known: those it was given and has not ended yet."""

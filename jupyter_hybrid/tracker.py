@@ -302,7 +302,12 @@ class PoolTracker(Submitter):
     def _cancel(self, submitted: dict[str, tuple[Run, SubmissionRow]]) -> None:
         for native_id, (run, _) in submitted.items():
             if run.cancelled and native_id not in run.cancel_sent:
-                self.pool.backend.cancel(native_id)
+                try:
+                    self.pool.backend.cancel(native_id)
+                except PoolUnreachable:
+                    raise
+                except HybridError as error:  # refused: asking again would not help, nor may it stop the others
+                    log.warning("job %s cannot be cancelled: %s", run.row.id, error)
                 run.cancel_sent.add(native_id)
 
     # --- deciding -----------------------------------------------------------------------------------------------

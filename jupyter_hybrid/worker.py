@@ -78,7 +78,7 @@ class _Batch:
         self.spec = self.read_json("spec.json")
         self.plan = self.read_json(f"attempt-{attempt}.json")
         self.native = os.environ.get("HYBRID_NATIVE_ID", "")
-        self.started = time.monotonic()
+        self.started, self.begun = time.monotonic(), time.time()
         self.longest = 0.0
         self.stop = ""  # why no further task is started
         self.current: tuple[int, float] | None = None  # task and start of the running one
@@ -171,7 +171,11 @@ class _Batch:
         return True
 
     def time_left(self) -> float:
+        """Return the seconds until no further task is started, by what was asked for or what the scheduler says."""
         limit = self.plan["resources"].get("time")
+        end = os.environ.get("SLURM_JOB_END_TIME")
+        if limit is None and end is not None and end.isdigit():
+            limit = int(end) - self.begun
         return float("inf") if limit is None else limit - min(MARGIN, limit / 10) - (time.monotonic() - self.started)
 
     def resume(self) -> set[int]:

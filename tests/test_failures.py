@@ -699,8 +699,8 @@ def test_refused_in_the_middle(scripted: Scripted) -> None:
     until(lambda: array.state.final)
     assert (array.state, array.cause, array.reason) == (JobState.FAILED, Cause.SUBMIT_REJECTED, "no third one")
     assert scripted.cancelled == ["1", "2"]
-    states = [row.state for row in default_store().submissions(array.id)]
-    assert states == ["submitted", "submitted", "rejected", "cancelled"]
+    wanted = ["submitted", "submitted", "rejected", "cancelled"]
+    until(lambda: [row.state for row in default_store().submissions(array.id)] == wanted)
 
 
 def test_killed_after_it_heard_the_refusal(scripted: Scripted) -> None:
@@ -751,3 +751,26 @@ def test_one_broken_job_does_not_hold_up_the_others(scripted: Scripted) -> None:
     until(lambda: good.native_id)
     until(lambda: removed.state is JobState.FAILED)
     assert removed.cause is Cause.RESULT_LOST
+
+
+def test_a_job_that_this_kind_of_scheduler_cannot_take_holds_up_no_other(tmp_path: Path, monkeypatch: Any) -> None:
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, said in (("sbatch", "7"), ("squeue", ""), ("sinfo", ""), ("scontrol", "")):
+        (commands / name).write_text(f"#!/bin/sh\necho {name} >> {tmp_path}/calls\necho {said}\n")
+        (commands / name).chmod(0o755)
+    config = tmp_path / "hybrid.yaml"
+    config.write_text("pools:\n  hpc: {kind: slurm}\n")
+    monkeypatch.setenv("JUPYTER_HYBRID_CONFIG", str(config))
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    bad = hy.Executor("hpc", extra={"output": "elsewhere"}).submit(abs, -1)
+    good = hy.Executor("hpc").submit(abs, -1)
+    until(lambda: good.native_id == "7" and bad.state.final)
+    assert bad.cause is hy.Cause.SUBMIT_REJECTED
+    assert "'output' is set by jupyter_hybrid itself" in bad.reason
+
+
+def test_arguments_of_all_tasks_together_have_a_limit() -> None:
+    with pytest.raises(hy.HybridError, match=r"first 2 of 3 tasks have .* the limit is 1M.*limit="):
+        hy.Executor("local", limit="1M").array(len, [b"x" * 600_000] * 3)
+    assert hy.jobs() == []

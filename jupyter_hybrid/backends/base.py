@@ -4,7 +4,7 @@ A backend is one file with pure ``…_command`` and ``parse_…`` functions, a t
 class over them that satisfies :class:`Backend`. It knows nothing of payloads, results, Stores or Jupyter: it is handed
 a script that is already on the pool's storage, and answers in :class:`Observation` objects.
 
-Rules that every backend keeps (``tests/backends/conformance.py`` checks them):
+Rules that every backend keeps:
 
 * Every method may block; it is called from the pool's own thread, never from a kernel's or a server's loop.
 * A scheduler that cannot be reached raises :class:`~jupyter_hybrid.errors.PoolUnreachable`, never an empty answer.

@@ -167,7 +167,22 @@ def _facts(job: Handle, row: JobRow) -> str:
         found += _used(job, row)
         if row.ended is not None:
             found.append(f"ended {datetime.fromtimestamp(row.ended):%Y-%m-%d %H:%M}")
+    elif row.state is JobState.RUNNING:
+        found += _sign_of_life(job)
     return _line(" · ".join(found), muted=True)
+
+
+def _sign_of_life(job: Handle) -> list[str]:
+    """Say when the worker that has been silent longest was last heard of, if that is long ago, and at what."""
+    live = [batch for batch in job.run.progress.batches.values() if batch.started is not None and not batch.why]
+    if not live:
+        return []
+    silent = max(live, key=lambda batch: time.monotonic() - batch.news)
+    seconds = time.monotonic() - silent.news
+    if seconds < 30:  # heartbeats come every 10 s
+        return []
+    at = f" at task {silent.task}" if silent.task is not None and job.row().array else ""
+    return [f"last sign of life {duration(seconds)} ago{at}"]
 
 
 def _asked(wanted: Resources) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import operator
 import os
 import subprocess
@@ -17,7 +18,8 @@ import jupyter_hybrid as hy
 from jupyter_hybrid.errors import SubmitRejected
 from jupyter_hybrid.practice import PracticeSlurm
 
-pytest.importorskip("dask_jobqueue")
+if importlib.util.find_spec("dask_jobqueue") is None:
+    pytest.skip("no dask-jobqueue", allow_module_level=True)
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 DEADLINE = 120.0
