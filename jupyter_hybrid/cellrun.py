@@ -373,6 +373,9 @@ def _shell_class() -> Any:
         def ask_exit(self) -> None:
             raise SystemExit(0)
 
+        def enable_gui(self, gui: Any = None) -> None:
+            """Do nothing: ``%matplotlib inline`` asks for it, and a node has no windows."""
+
         def showtraceback(self, *args: Any, **kwargs: Any) -> None:
             error = sys.exc_info()[1]
             if not _ends_well(error):

@@ -27,7 +27,12 @@ class CaptureError(HybridError):
 
 
 class SubmitRejected(HybridError):
-    """The scheduler refused the submission; the message carries its own words."""
+    """The scheduler refused the submission; the message carries its own words.
+
+    `temporary` says that the same submission may be taken later, when fewer jobs wait.
+    """
+
+    temporary = False
 
 
 class PoolUnreachable(HybridError):

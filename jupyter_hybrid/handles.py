@@ -102,7 +102,9 @@ class Handle:
         run = self.run
         if not run.row.state.final:
             with contextlib.suppress(JobNotFound):  # the Store was deleted: its tracker makes the row anew
-                run.row = default_store().job(run.row.id)
+                row = default_store().job(run.row.id)
+                if not run.row.state.final:  # ended meanwhile: the tracker knows better
+                    run.row = row
         return run.row
 
     def cancel(self) -> bool:
@@ -121,15 +123,19 @@ class Handle:
     def efficiency(self) -> dict[str, float | None]:
         """Return the shares of the requested cpu time and memory that were used (0 to 1, or ``None`` if unknown)."""
         row, attempts = self.row(), self.run.progress.attempts
-        wanted = attempts[-1].resources if attempts else self.spec.resources
+        known = self.run.progress.batches
         cpu = memory = None
         if row.cpu_seconds is not None:
-            spans = [b.ended - b.started for b in self.run.progress.batches.values() if b.started and b.ended]
-            total = sum(spans) * wanted.total_cpus
+            total = sum(
+                (batch.ended - batch.started) * attempt.resources.total_cpus
+                for attempt in attempts
+                for number in range(attempt.first, attempt.first + attempt.batches)
+                if (batch := known.get(number)) is not None and batch.started and batch.ended
+            )
             # The worker's own start counts as cpu time, but not as time that the batch took.
             cpu = min(1.0, row.cpu_seconds / total) if total > 0 else None
-        if row.peak_memory is not None and wanted.memory:
-            memory = row.peak_memory / wanted.memory
+        if row.peak_memory is not None and attempts and attempts[-1].resources.memory:
+            memory = row.peak_memory / attempts[-1].resources.memory
         return {"cpu": cpu, "memory": memory}
 
 
@@ -524,9 +530,10 @@ def outputs(run: Run, task: int | None = None) -> Outputs:
     for path in sorted((run.folder.path / "outputs").glob("*.jsonl"), key=lambda path: int(path.stem)):
         data = path.read_bytes()
         for line in data[: data.rfind(b"\n") + 1].splitlines():
-            event = json.loads(line)
-            if task is None or event["task"] == task:
-                found.append(event["output"])
+            with contextlib.suppress(ValueError):  # a line that a full disk has cut short
+                event = json.loads(line)
+                if task is None or event["task"] == task:
+                    found.append(event["output"])
     return found
 
 

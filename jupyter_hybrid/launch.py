@@ -14,14 +14,14 @@ from typing import Any
 
 from . import frames
 from .backends.base import Submission
-from .errors import HybridError, JobNotFound
+from .errors import HybridError, JobNotFound, StoreError
 from .index import index_job
 from .pool import Pool, default_store, get_pool
 from .progress import DONE, Progress
 from .run import Run, run_of
 from .script import render
 from .spec import JobSpec, Resources, new_id
-from .storage import Attempt, RunFolder, ranges
+from .storage import Attempt, RunFolder, ranges, sync_folder
 from .tracker import follow
 
 log = logging.getLogger(__name__)
@@ -306,11 +306,15 @@ def retry(run: Run, **resources: Any) -> int:
         asked = Resources.parse(base, **resources)
         attempt = pool.plan(store, number, first, ranges(missing), run.spec.batch, asked)
         _write_attempt(pool, run.folder, run.spec, attempt)
-        store.add_attempt(run.row.id, run.row.pool, attempt)
-    run.row = store.job(run.row.id)
+        sync_folder(run.folder.path)
+        try:
+            store.add_attempt(run.row.id, run.row.pool, attempt)
+        except BaseException:  # what the caller is told has failed, a later reindex must not run
+            (run.folder / f"attempt-{number}.json").unlink(missing_ok=True)
+            raise
     run.refresh()
-    run.verdict = None
-    run.batches = {}
+    run.verdict, run.batches = None, {}
+    run.row = store.job(run.row.id)  # last: until then the tracker takes the round before for ended
     follow(run, pool)
     return len(missing)
 
@@ -321,7 +325,10 @@ def cancel(run: Run) -> bool:
     run.row = store.job(run.row.id)
     if run.row.state.final:
         return False
-    run.folder.write(f"cancelled-{run.row.attempt}", b"")
+    try:
+        run.folder.write(f"cancelled-{run.row.attempt}", b"")
+    except OSError as error:
+        raise StoreError(f"job {run.row.id} cannot be cancelled: {run.folder.path}: {error.strerror}") from error
     store.update_job(run.row.id, run.row.attempt, reason="being cancelled")
     run.cancel_asked = True
     follow(run)

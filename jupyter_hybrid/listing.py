@@ -14,7 +14,7 @@ from .handles import ArrayJob, Handle, Job, wrap
 from .handles import why as _why
 from .launch import load_run
 from .pool import default_store, get_pool
-from .spec import JobState, format_memory
+from .spec import JobState
 from .store import JobRow
 from .tracker import watch_all
 
@@ -158,7 +158,7 @@ def pools() -> Table:
         else:
             row["cpus"] = f"{snapshot.free_cpus}/{snapshot.total_cpus}"
             row["gpus"] = f"{snapshot.free_gpus}/{snapshot.total_gpus}" if snapshot.total_gpus else None
-            row["memory"] = format_memory(snapshot.memory) if snapshot.memory else None
+            row["memory"] = f"{snapshot.memory / 2**30:.3g}G" if snapshot.memory else None
             row["queued"] = snapshot.queued
             row["state"] = "ready"
         rows.append(row)

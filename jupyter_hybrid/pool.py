@@ -63,7 +63,8 @@ class Pool:
     def snapshot(self, store: Store, max_age: float = SNAPSHOT_AGE) -> PoolSnapshot | None:
         """Return the pool's capacity, asked for anew if the last answer is older; ``None`` if it does not answer."""
         row = store.pool(self.name)
-        if row.snapshot is not None and abs(time.time() - (row.snapshot_time or 0)) < max_age:
+        fresh = abs(time.time() - (row.snapshot_time or 0)) < max_age
+        if row.snapshot is not None and (fresh or row.unreachable_since is not None):  # known to be away: not asked
             return snapshot_from_json(row.snapshot)
         try:
             return self.ask_snapshot(store)

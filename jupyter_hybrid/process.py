@@ -104,6 +104,8 @@ def run(
         raise CommandMissing(f"command {argv[0]!r} is not on PATH of this machine") from None
     except PermissionError:
         raise CommandMissing(f"command {argv[0]!r} may not be executed by this user") from None
+    except OSError as error:  # too many processes, files or words; nothing was started
+        raise PoolUnreachable(f"cannot start {argv[0]!r}: {error.strerror}") from error
     with process:
         try:
             out, err = process.communicate(None if input is None else input.encode(), timeout=timeout)

@@ -53,6 +53,8 @@ def load_task(run: Run, task: int) -> Any:
         raise ResultLost(f"the result of {name} {run.row.id} is lost: {error}", Cause.RESULT_LOST) from error
     if mark == FAILED:
         problem, line, text = value
+        if run.spec.array and hasattr(problem, "add_note"):  # from Python 3.11 on
+            problem.add_note(f"in task {task} of job {run.row.id}")
         # SystemExit and the like would end whoever asks for the result; StopIteration would end a loop over results.
         if not isinstance(problem, Exception) or isinstance(problem, (StopIteration, StopAsyncIteration)):
             problem = JobFailed(line, Cause.USER_ERROR)
@@ -68,8 +70,9 @@ def _look(run: Run, task: int) -> None:
         if time.monotonic() >= deadline or not network_file_system(run.folder.path):
             return
         os.listdir(run.folder.path / "status")  # makes NFS look again
-        for batch in list(run.progress.batches):
-            run.progress.look(batch)
+        with run.lock:
+            for batch in list(run.progress.batches):
+                run.progress.look(batch)
         time.sleep(0.2)
         run.refresh()
 

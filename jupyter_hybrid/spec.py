@@ -274,7 +274,10 @@ _MINIMUM = {"nodes": 1, "tasks_per_node": 1, "cpus": 1, "gpus": 0}
 
 def _parse_field(name: str, value: Any, base: Resources | None) -> Any:
     if name == "memory":
-        return parse_memory(value)
+        amount = parse_memory(value)
+        if amount < 1 << 20:
+            raise ResourceError(f"memory {value!r} is only {amount} bytes; give a unit, like {value}G or {value}M")
+        return amount
     if name == "time":
         return parse_time(value)
     if name == "extra":

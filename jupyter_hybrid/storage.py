@@ -272,9 +272,11 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o600) -> None:
 
 def append_line(path: Path, data: Mapping[str, Any]) -> None:
     """Append one JSON line by a single write, and bring it to the disk."""
-    descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+    descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600)
     try:
-        view = memoryview(json.dumps(data).encode() + b"\n")
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # cut short when the disk was full
+        view = memoryview(b"\n" * torn + json.dumps(data).encode() + b"\n")
         while view:  # in one piece, unless the disk is full
             view = view[os.write(descriptor, view) :]
         os.fsync(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -73,17 +74,19 @@ class Submitter:
             if run is None or run.row.state.final:  # an earlier submission of the same job was refused
                 continue
             if most is not None and not run.cancelled:
-                full = full or self._held() + waiting.batches > most  # none overtakes: a large one would starve
+                if not full and self._held() + waiting.batches > most:  # none overtakes: a large one would starve
+                    full = True
+                    self._ask_when_ended()
                 if full:
                     self._wait(run, f"the limit of {most} jobs of this pool is reached")
-                    self._ask_when_ended()
                     continue
             try:
                 self._submit_one(run, waiting)
                 self._backoff = 0.0
             except SubmitRejected as error:
-                if getattr(error, "temporary", False):
-                    self._wait(run, str(error))
+                if error.temporary:
+                    hint = "" if self._held() else " (what the pool allows goes into its 'limits: {max_jobs: N}')"
+                    self._wait(run, f"{error}{hint}")
                     self._postpone()
                     return
                 if not self._end_rejected(run, waiting, error):
@@ -97,14 +100,16 @@ class Submitter:
                 self._postpone()
                 return
             except (OSError, JobNotFound) as error:
-                if (run.folder / "spec.json").exists():
+                if (run.folder / "spec.json").exists() or not self._mounted():
                     self._wait(run, f"the run folder cannot be used: {error}")
                 else:
                     self._removed(run.row, f"its run folder {run.folder.path} was removed")
             except HybridError as error:  # of this job alone: the others go on
                 self._wait(run, str(error))
             except Exception as error:
-                log.exception("job %s: unexpected error", run.row.id)
+                if not run.broken:
+                    log.exception("job %s: unexpected error", run.row.id)
+                run.broken = True
                 self._wait(run, f"cannot be submitted: {error!r}")
 
     def _end_rejected(self, run: Run, waiting: SubmissionRow, error: SubmitRejected) -> bool:
@@ -172,13 +177,18 @@ class Submitter:
             size = os.fstat(descriptor).st_size
             begun = waiting.tag in os.pread(descriptor, size, 0).decode().split("\n")
             if not begun:
-                os.pwrite(descriptor, f"{waiting.tag}\n".encode(), size)
+                mark = f"{waiting.tag}\n".encode()
+                if os.pwrite(descriptor, mark, size) != len(mark):
+                    raise OSError(errno.ENOSPC, "no space left to begin the submission")
                 os.fsync(descriptor)
             elif not backend.idempotent:
                 # An earlier submission broke off. The lock is free, so no command is under way, but the scheduler
                 # may be a moment behind: it is submitted again only when it surely is not there.
+                waited = run.since("begun", waiting.tag, True)
+                if 0.0 < waited < UNSETTLED:
+                    return  # asked once; again before it is submitted anew
                 native_id = backend.find([waiting.tag]).get(waiting.tag)
-                if native_id is None and run.since("begun", waiting.tag, True) < UNSETTLED:
+                if native_id is None and waited < UNSETTLED:
                     return
             if native_id is None:
                 attempt = run.folder.attempt(waiting.attempt)
@@ -229,11 +239,20 @@ class Submitter:
         run.folder.record_submission(waiting.tag, state="rejected", reason=str(error), cause=cause)
         for other in self.store.submissions(run.row.id, waiting.attempt):
             if other.state == "submitted":
-                self.pool.backend.cancel(other.native_id)
+                self._cancel_native(run, other.native_id)
             elif other.state == "new" and other.tag != waiting.tag:
                 self.store.set_submission(other.tag, "cancelled")
         self._write(run, Verdict(JobState.FAILED, cause, str(error), 0, {}))
         self.store.set_submission(waiting.tag, "rejected")  # last: until then whoever comes next does all of this
+
+    def _cancel_native(self, run: Run, native_id: str) -> None:
+        """Cancel a submission; a refusal is logged: asking again would not help, nor may it hold up other jobs."""
+        try:
+            self.pool.backend.cancel(native_id)
+        except PoolUnreachable:
+            raise
+        except HybridError as error:
+            log.warning("job %s cannot be cancelled: %s", run.row.id, error)
 
     def _unreachable(self, error: PoolUnreachable) -> None:
         row = self.store.pool(self.pool.name)
@@ -245,6 +264,10 @@ class Submitter:
     def _reachable(self) -> None:
         if self.store.pool(self.pool.name).unreachable_since is not None:
             self.store.set_pool(self.pool.name, unreachable_since=None, error="")
+
+    def _mounted(self) -> bool:
+        """Return whether the pool's storage is there: one that is not mounted says nothing of its jobs."""
+        return (self.pool.storage.root / ".worker").is_dir()
 
     def _removed(self, row: JobRow, reason: str) -> None:
         end = {"state": JobState.FAILED, "cause": Cause.RESULT_LOST, "reason": reason, "ended": time.time()}

@@ -142,8 +142,6 @@ class PoolTracker(Submitter):
         """Keep what is wrong with one job, or with who listens to it, from holding up the others."""
         try:
             yield
-        except HybridError:
-            raise
         except Exception:
             if not run.broken:
                 log.exception("job %s: unexpected error", run.row.id)
@@ -194,7 +192,11 @@ class PoolTracker(Submitter):
             run = run_of(row)
             run.folder.attempts()
         except HybridError as error:
-            self._removed(row, str(error))
+            if self._mounted():
+                self._removed(row, str(error))
+            return
+        except OSError as error:
+            log.warning("job %s: %s", row.id, error)
             return
         run.batches = self.store.batches(row.id)
         self.runs[row.id] = run
@@ -302,12 +304,7 @@ class PoolTracker(Submitter):
     def _cancel(self, submitted: dict[str, tuple[Run, SubmissionRow]]) -> None:
         for native_id, (run, _) in submitted.items():
             if run.cancelled and native_id not in run.cancel_sent:
-                try:
-                    self.pool.backend.cancel(native_id)
-                except PoolUnreachable:
-                    raise
-                except HybridError as error:  # refused: asking again would not help, nor may it stop the others
-                    log.warning("job %s cannot be cancelled: %s", run.row.id, error)
+                self._cancel_native(run, native_id)
                 run.cancel_sent.add(native_id)
 
     # --- deciding -----------------------------------------------------------------------------------------------
@@ -420,9 +417,12 @@ class Tracker:
         store = default_store()
         key = (str(store.path), pool.name)
         with self._lock:
-            if key not in self._pools:
-                self._pools[key] = PoolTracker(pool, store)
-            return self._pools[key]
+            found = self._pools.get(key)
+            if found is None:
+                found = self._pools[key] = PoolTracker(pool, store)
+            elif found.pool is not pool:
+                found.pool = pool  # its configuration was changed
+            return found
 
     def leave(self) -> None:
         """Give the leases of this process back."""

@@ -87,6 +87,7 @@ class _Batch:
         self.lock = threading.Lock()
         self.ended = threading.Event()
         self.status_file = -1
+        self.torn = ""
         self.outputs_file = -1
         self.writer: Any = None
         self.pid = os.getpid()
@@ -106,9 +107,11 @@ class _Batch:
     def say(self, event: str, **fields: Any) -> None:
         """Append one line to the status file by a single write."""
         line = json.dumps({"e": event, "t": time.time(), **fields}, separators=(",", ":")) + "\n"
-        data = memoryview(line.encode())
+        data = memoryview((self.torn + line).encode())
+        self.torn = "\n"  # what comes after a line that a full disk has cut short begins a new one
         while data:  # in one piece, unless the disk is full
             data = data[os.write(self.status_file, data) :]
+        self.torn = ""
 
     def own(self) -> bool:
         """Return whether this submission may run the batch: it is the first one, or the same one started anew."""
@@ -357,7 +360,9 @@ class _Batch:
         def call(task: int, item: Any) -> Any:
             def emit(output: dict[str, Any]) -> None:
                 line = json.dumps({"task": task, "t": time.time(), "output": output}) + "\n"
-                os.write(self.outputs_file, line.encode())
+                data = memoryview(line.encode())
+                while data:
+                    data = data[os.write(self.outputs_file, data) :]
 
             # Loaded anew for each task: what one changes in its inputs, the next must not see.
             return hybrid_cellrun.run_cell(payload.load(0), item or {}, emit)

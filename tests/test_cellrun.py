@@ -278,3 +278,17 @@ def test_streams_are_usable_as_files(node: Node) -> None:
     assert ending == {"tty": "False"}
     for part in ("logged", "by a child process", "bytes", "unusual"):
         assert part in node.log
+
+
+def test_matplotlib_inline_is_fine_on_a_node(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    code = (
+        "from jupyter_hybrid import cellrun\n"
+        "said = []\n"
+        "source = '%matplotlib inline\\nimport matplotlib.pyplot as plt\\nplt.plot([1, 2]);'\n"
+        "payload = {'source': source, 'inputs': {}, 'out': (), 'explicit_out': False, 'title': 'In[1]'}\n"
+        "cellrun.run_cell(payload, {}, said.append)\n"
+        "print(sorted({kind for output in said for kind in output.get('data', {})}))\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "['image/png', 'text/plain']"

@@ -306,7 +306,7 @@ BAD = {
     "array error": ("%%local --array i=rang(3)\nx = i", UsageError, "NameError: name 'rang' is not defined"),
     "array syntax": ("%%local --array i=range(3\nx = i", UsageError, "SyntaxError"),
     "array scalar": ("%%local --array i=3\nx = i", UsageError, "TypeError: 'int' object is not iterable"),
-    "array values": ("%%local --array i=[stream]\nx = 1", CaptureError, "--array: .* cannot travel to the pool"),
+    "array values": ("%%local --array i=[stream]\nx = 1", CaptureError, "the arguments of task 0, .* cannot travel"),
     "bash out": ("%%local --bash --out x\ntrue", UsageError, "--out is for cells of Python"),
     "verb": ("%hybrid job", UsageError, "invalid choice: 'job'"),
     "verb option": ("%hybrid jobs --stat running", UsageError, "unknown option --stat; did you mean '--state'?"),

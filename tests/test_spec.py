@@ -32,7 +32,7 @@ resources = st.builds(
     tasks_per_node=st.integers(1, 1000),
     cpus=st.integers(1, 1000),
     gpus=st.integers(0, 64),
-    memory=st.none() | st.integers(1, 2**70),
+    memory=st.none() | st.integers(2**20, 2**70),
     time=st.none() | durations,
     partition=st.none() | words,
     qos=st.none() | words,
@@ -228,3 +228,8 @@ def test_a_spec_survives_json_text(asked, name, tasks, after, mapping):
     data = json.loads(json.dumps(spec.to_json()))
     assert data["schema"] == 1
     assert JobSpec.from_json({**data, "later": True}) == spec
+
+
+def test_memory_without_a_unit_is_asked_for_one():
+    with pytest.raises(ResourceError, match=r"memory '16' is only 16 bytes; give a unit, like 16G or 16M"):
+        Resources.parse(memory="16")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -63,10 +64,12 @@ class Card:
 
     def refresh(self) -> bool:
         """Bring all up to date; return whether the job may still change."""
-        ended = self.job.row().state.final
+        ended = _card.now(self.job).state.final
         if not self.kernel:
             if ended:
                 sys.stdout.write(_card.text(self.job) + "\n")
+                if self.job.spec.kind == "script":
+                    sys.stdout.write(self.job.logs())
         else:
             self.publish(update=True)
             with self.building:
@@ -74,7 +77,7 @@ class Card:
         with self.lock:
             if self.outputs is not None and (self.kernel or ended):
                 self.outputs.show_new()
-        return self.kernel and not ended
+        return self.kernel and not self.job.row().state.final
 
     def _show_buttons(self) -> None:
         if self.buttons is None:
@@ -124,7 +127,8 @@ class _Outputs:
                     more = f"… more than {_MOST >> 20} MB; job.outputs() has the rest\n"
                     found.append({"output_type": "stream", "name": "stderr", "text": more})
                 elif self.total <= _MOST:
-                    found.append(json.loads(line)["output"])
+                    with contextlib.suppress(ValueError):  # a line that a full disk has cut short
+                        found.append(json.loads(line)["output"])
         return found
 
     def _show(self, output: dict[str, Any]) -> None:
