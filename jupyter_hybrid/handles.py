@@ -178,6 +178,11 @@ class Job(Handle, concurrent.futures.Future):  # type: ignore[type-arg]
     def _renew(self) -> None:
         self._condition = threading.Condition()
 
+    def done(self) -> bool:
+        """Return whether it has ended."""
+        self._settle(self.run)
+        return concurrent.futures.Future.done(self)
+
     def running(self) -> bool:
         """Return whether it runs now."""
         return self.state is JobState.RUNNING
@@ -199,6 +204,7 @@ class Job(Handle, concurrent.futures.Future):  # type: ignore[type-arg]
             What the job raised, with the node's traceback as ``__cause__``.
         """
         self._here()
+        self._settle(self.run)  # the state may be known a moment before the tracker says so
         concurrent.futures.Future.result(self, timeout)
         value = self._load()
         if self.bind is not None:
@@ -213,6 +219,7 @@ class Job(Handle, concurrent.futures.Future):  # type: ignore[type-arg]
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what :meth:`result` would raise, or ``None``."""
         self._here()
+        self._settle(self.run)
         concurrent.futures.Future.result(self, timeout)
         try:
             self._load()

@@ -124,8 +124,8 @@ class PoolTracker(Submitter):
         for run in runs:
             with self._alone(run):
                 if run.refresh():
-                    run.tell()  # first: who waits for results need not wait for the Store
                     self._judge(run)
+                    run.tell()
         if self.holds and runs and now >= self._next_query:
             self._query(runs)
         for run in runs:

@@ -733,6 +733,7 @@ def test_killed_while_submitting(scripted: Scripted, monkeypatch: pytest.MonkeyP
 def test_cancel_of_what_could_not_be_submitted(scripted: Scripted) -> None:
     scripted.down = PoolUnreachable("away")
     job = hy.Executor("odd").submit(len, "abc")
+    until(lambda: default_store().pool("odd").unreachable_since is not None)
     job.cancel()
     scripted.down = None
     until(lambda: job.state is JobState.CANCELLED)

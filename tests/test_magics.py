@@ -259,6 +259,9 @@ def test_wait_for_a_failing_cell_fails_in_one_line(run: Run, capsys: Any) -> Non
 
 
 def test_an_interrupt_ends_the_waiting_and_not_the_job(run: Run, shell: Any) -> None:
+    # As in any kernel: a shell that starts the tests in the background has interrupts ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def interrupt() -> None:
         end = time.monotonic() + 60
         while "job" not in shell.user_ns and time.monotonic() < end:
@@ -267,11 +270,14 @@ def test_an_interrupt_ends_the_waiting_and_not_the_job(run: Run, shell: Any) -> 
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        run(
-            "%%local --as job --out y --wait\nimport os, time\n"
-            "while not os.path.exists('go'):\n    time.sleep(0.01)\ny = 1"
-        )
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(
+                "%%local --as job --out y --wait\nimport os, time\n"
+                "while not os.path.exists('go'):\n    time.sleep(0.01)\ny = 1"
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     assert not run("job").done()
     Path("go").touch()
