@@ -228,9 +228,8 @@ def _reuse(folder: RunFolder, task_keys: Sequence[str]) -> dict[int, Any]:
         if progress is None or progress.marks[source] != DONE:
             continue
         result = progress.results[source]
-        path = progress.result_path(result)
         try:
-            frames.verify_entry(path, result.entry)
+            path = progress.verify(source)
             if path not in linked:
                 name = f"reused-{len(linked)}.bin"
                 _link(path, folder.path / "results" / name)
@@ -244,8 +243,11 @@ def _reuse(folder: RunFolder, task_keys: Sequence[str]) -> dict[int, Any]:
 
 def _link(source: str, target: Path) -> None:
     if not source.endswith(".bin"):
-        shutil.copyfile(source, target)  # still being written
-        return
+        try:
+            shutil.copyfile(source, target)  # still being written
+            return
+        except FileNotFoundError:
+            source = f"{os.path.splitext(source)[0]}.bin"  # has just been renamed
     try:
         os.link(source, target)
     except OSError:
@@ -268,9 +270,8 @@ def missing_tasks(run: Run) -> list[int]:
     missing = []
     for task in range(progress.total):
         if progress.marks[task] == DONE:
-            result = progress.results[task]
             try:
-                frames.verify_entry(progress.result_path(result), result.entry)
+                progress.verify(task)
             except frames.FrameError:
                 missing.append(task)
         else:

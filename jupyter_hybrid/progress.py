@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .frames import VALUE, Entry, FrameMissing, read_entry
+from .frames import VALUE, Entry, FrameMissing, read_entry, verify_entry
 from .spec import Cause, JobState
 from .storage import Attempt, RunFolder
 from .store import BatchRow
@@ -216,6 +216,22 @@ class Progress:
         except FrameMissing:
             # Renamed from .part to .bin between the look and the reading.
             return read_entry(self.result_path(result), result.entry)
+
+    def verify(self, task: int) -> str:
+        """Check the record of an ended task without unpickling it; return the file that holds it.
+
+        Raises
+        ------
+        jupyter_hybrid.frames.FrameError
+            The file is missing, cut or altered.
+        """
+        result = self.results[task]
+        try:
+            verify_entry(self.result_path(result), result.entry)
+        except FrameMissing:
+            # Renamed from .part to .bin between the look and the reading.
+            verify_entry(self.result_path(result), result.entry)
+        return self.result_path(result)
 
     def batch_of(self, task: int) -> int | None:
         """Return the batch that runs or ran a task, as far as it is decided."""

@@ -349,20 +349,25 @@ class PoolTracker(Submitter):
             if urgent or now - run.written >= COUNTS:
                 run.written = now
                 run.verdict = verdict
+                # Looked up before anybody hears of the end: a retry may begin a new round at once.
+                idle = self._idle(run) if verdict.state.final else {}
                 self._write(run, verdict)
-                if verdict.state.final:
-                    self._tidy(run)
+                self._tidy(run, idle)
 
-    def _tidy(self, run: Run) -> None:
-        """Take what is left of a pulled array out of the queue: its tasks are done."""
+    def _idle(self, run: Run) -> dict[str, list[int]]:
+        """Return the elements of a pulled array that have nothing to do any more, by native id."""
         attempt = run.progress.attempts[-1] if run.progress.attempts else None
-        if attempt is None or not attempt.pull or not run.progress.complete:
-            return
         idle: dict[str, list[int]] = {}
+        if attempt is None or not attempt.pull or not run.progress.complete:
+            return idle
         for submission in self.store.submissions(run.row.id, run.row.attempt):
             for batch in range(submission.first, submission.first + submission.batches):
                 if submission.state == "submitted" and batch not in run.progress.batches:
                     idle.setdefault(submission.native_id, []).append(batch - submission.first)
+        return idle
+
+    def _tidy(self, run: Run, idle: dict[str, list[int]]) -> None:
+        """Take what is left of a pulled array out of the queue: its tasks are done."""
         # An idle batch that is cancelled would fail those who have the scheduler wait for the whole array. Whoever
         # looks at this job from now on finds it COMPLETED and has nothing to wait for.
         if not idle or any(run.row.id in _after(row) for row in self.store.active(self.pool.name)):
