@@ -23,7 +23,7 @@ class Run:
     def __init__(self, folder: RunFolder, row: JobRow) -> None:
         self.folder = folder
         self.spec = folder.spec
-        self.row = row
+        self._row = row
         self.progress = Progress(folder)
         self.lock = threading.RLock()
         self.listeners: list[Callable[[Run], None]] = []
@@ -40,6 +40,20 @@ class Run:
         self.written = 0.0
         self.broken = False  # said once
         self.pid = os.getpid()
+
+    @property
+    def row(self) -> JobRow:
+        """Its row in the Store, as last seen here."""
+        return self._row
+
+    @row.setter
+    def row(self, row: JobRow) -> None:
+        with self.lock:
+            known = self._row
+            # Several threads read the Store: what one has read before a retry, or before the end, comes too late.
+            late = row.attempt == known.attempt and known.state.final and not row.state.final
+            if row.attempt >= known.attempt and not late:
+                self._row = row
 
     def refresh(self) -> bool:
         """Read what the workers wrote; return whether it was anything."""

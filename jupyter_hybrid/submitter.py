@@ -242,7 +242,7 @@ class Submitter:
                 self._cancel_native(run, other.native_id)
             elif other.state == "new" and other.tag != waiting.tag:
                 self.store.set_submission(other.tag, "cancelled")
-        self._write(run, Verdict(JobState.FAILED, cause, str(error), 0, {}))
+        self._write(run, Verdict(JobState.FAILED, cause, str(error), 0, {}), waiting.attempt)
         self.store.set_submission(waiting.tag, "rejected")  # last: until then whoever comes next does all of this
 
     def _cancel_native(self, run: Run, native_id: str) -> None:
@@ -273,12 +273,12 @@ class Submitter:
         end = {"state": JobState.FAILED, "cause": Cause.RESULT_LOST, "reason": reason, "ended": time.time()}
         self.store.update_job(row.id, row.attempt, **end)
 
-    def _write(self, run: Run, verdict: Verdict) -> None:
+    def _write(self, run: Run, verdict: Verdict, attempt: int) -> None:
         changes = columns(run.progress, run.batches.values(), verdict)
         if verdict.state.final and not run.progress.complete:
             with contextlib.suppress(OSError):  # a folder that was removed, or a full disk: the Store knows it
-                keep_end(run.folder, run.row.attempt, changes, run.batches.values())
-        self.store.update_job(run.row.id, run.row.attempt, **changes)
+                keep_end(run.folder, attempt, changes, run.batches.values())
+        self.store.update_job(run.row.id, attempt, **changes)
         run.row = self._reload(run)
         run.tell()
 

@@ -216,10 +216,11 @@ class PoolTracker(Submitter):
         late = any(not batch.why for batch in started)
         if late and run.since("late", run.row.attempt, True) < MEASURED:
             return False
-        if run.verdict is not None and run.verdict.state is run.row.state:
-            used = columns(run.progress, run.batches.values(), run.verdict)
-            if (used["cpu_seconds"], used["peak_memory"]) != (run.row.cpu_seconds, run.row.peak_memory):
-                self._write(run, run.verdict)
+        row, verdict = run.row, run.verdict
+        if verdict is not None and verdict.state is row.state:
+            used = columns(run.progress, run.batches.values(), verdict)
+            if (used["cpu_seconds"], used["peak_memory"]) != (row.cpu_seconds, row.peak_memory):
+                self._write(run, verdict, row.attempt)
         return True
 
     def _gone(self, run: Run) -> bool:
@@ -341,7 +342,7 @@ class PoolTracker(Submitter):
         if not self.holds or run.row.state.final:
             return
         with run.lock:
-            submitted = run.row.state is not JobState.NEW
+            attempt, submitted = run.row.attempt, run.row.state is not JobState.NEW
             verdict = judge(run.progress, run.batches, self._over(run), submitted, run.cancelled)
         if verdict != run.verdict or verdict.state.final:
             urgent = run.verdict is None or verdict.state is not run.verdict.state
@@ -351,7 +352,7 @@ class PoolTracker(Submitter):
                 run.verdict = verdict
                 # Looked up before anybody hears of the end: a retry may begin a new round at once.
                 idle = self._idle(run) if verdict.state.final else {}
-                self._write(run, verdict)
+                self._write(run, verdict, attempt)
                 self._tidy(run, idle)
 
     def _idle(self, run: Run) -> dict[str, list[int]]:
