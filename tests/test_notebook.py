@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,15 @@ def check(cells: dict[str, Any], pool: str) -> None:
 @pytest.mark.timeout(600)
 def test_the_first_notebook_on_this_machine(home: Path) -> None:
     check(execute(NOTEBOOK, "local"), "local")
+
+
+@pytest.mark.timeout(600)
+def test_the_demo_leaves_a_page_and_a_picture(tmp_path: Path) -> None:
+    demo, folder = Path(__file__).parents[1] / ".ci" / "demo.py", tmp_path / "demo"
+    done = subprocess.run([sys.executable, demo, NOTEBOOK, folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 arrays on pool 'local': 120 tasks ran, 100 reused" in done.stdout
+    assert (folder / "histogram.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "00-first-array.html").read_text()
+    assert "image/png;base64" in page
+    assert "120 of 120 done, 100 of them reused" in page
