@@ -53,11 +53,16 @@ def keep_end(folder: RunFolder, attempt: int, changes: dict[str, Any], observed:
     folder.write(f"end-{attempt}.json", json.dumps(content).encode())
 
 
-def index_job(store: Store, folder: RunFolder) -> None:
-    """Add the row of a job, with all that hangs on it, from its run folder; what the Store knows already it keeps."""
+def index_job(store: Store, folder: RunFolder) -> bool:
+    """Add the row of a job, with all that hangs on it, from its run folder; what the Store knows already it keeps.
+
+    Returns ``False`` for a folder with tasks to run and without a round: the Store never had it.
+    """
     spec, attempts = folder.spec, folder.attempts()
     reused = len(folder.read_json("reused.json")) if (folder / "reused.json").exists() else 0
     keys = folder.read_json("keys.json") if (folder / "keys.json").exists() else []
+    if not attempts and reused < spec.tasks:
+        return False
     first = attempts[0] if attempts else None
     store.add_job(spec, folder.path, first, reused, {key: task for task, key in enumerate(keys)})
     for attempt in attempts[1:]:
@@ -65,7 +70,7 @@ def index_job(store: Store, folder: RunFolder) -> None:
     for tag, answer in folder.submissions().items():
         store.set_submission(tag, answer["state"], answer.get("native_id", ""))
     if not attempts:
-        return
+        return True
     number = attempts[-1].number
     if (folder / f"end-{number}.json").exists():
         end = folder.read_json(f"end-{number}.json")
@@ -76,9 +81,10 @@ def index_job(store: Store, folder: RunFolder) -> None:
         changes = end["columns"]
         changes["state"] = JobState(changes["state"])
         store.update_job(spec.id, number, **changes)
-        return
+        return True
     progress = Progress(folder)
     progress.refresh()
     if progress.complete:
         cancelled = (folder / f"cancelled-{number}").exists()
         store.update_job(spec.id, number, **columns(progress, [], judge(progress, {}, {}, True, cancelled)))
+    return True

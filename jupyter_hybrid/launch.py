@@ -114,13 +114,15 @@ def launch(
         to_run = [task for task in range(tasks) if task not in reused]
         attempt = pool.plan(store, 1, 0, ranges(to_run), batch, resources) if to_run else None
         if attempt is not None:
-            _write_attempt(pool, folder, spec, attempt)
+            _draft_attempt(pool, folder, spec, attempt)
     try:
         # Reused results, too: from now on this job keeps them, whatever becomes of the earlier one.
         store.add_job(spec, folder.path, attempt, len(reused), {key: task for task, key in enumerate(task_keys)})
     except BaseException:
-        folder.remove()  # or a later reindex() would run what the caller was told is not submitted
+        folder.remove()
         raise
+    if attempt is not None:
+        folder.adopt(attempt.number)
     run = run_of(store.job(spec.id))
     run.refresh()
     if attempt is not None:
@@ -195,10 +197,10 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _write_attempt(pool: Pool, folder: RunFolder, spec: JobSpec, attempt: Attempt) -> None:
+def _draft_attempt(pool: Pool, folder: RunFolder, spec: JobSpec, attempt: Attempt) -> None:
     for first, text in _scripts(pool, folder.path, spec, attempt):
         folder.write(f"script.{first}.sh", os.fsencode(text), 0o700)
-    folder.write(f"attempt-{attempt.number}.json", json.dumps(attempt.to_json()).encode())
+    folder.draft(attempt)
 
 
 def _scripts(pool: Pool, folder: Path, spec: JobSpec, attempt: Attempt) -> Iterator[tuple[int, str]]:
@@ -306,13 +308,10 @@ def retry(run: Run, **resources: Any) -> int:
         base = attempts[-1].resources if attempts else run.spec.resources
         asked = Resources.parse(base, **resources)
         attempt = pool.plan(store, number, first, ranges(missing), run.spec.batch, asked)
-        _write_attempt(pool, run.folder, run.spec, attempt)
+        _draft_attempt(pool, run.folder, run.spec, attempt)
         sync_folder(run.folder.path)
-        try:
-            store.add_attempt(run.row.id, run.row.pool, attempt)
-        except BaseException:  # what the caller is told has failed, a later reindex must not run
-            (run.folder / f"attempt-{number}.json").unlink(missing_ok=True)
-            raise
+        store.add_attempt(run.row.id, run.row.pool, attempt)
+        run.folder.adopt(number)
     run.refresh()
     run.verdict, run.batches = None, {}
     run.row = store.job(run.row.id)  # last: until then the tracker takes the round before for ended
@@ -351,7 +350,11 @@ def load_run(job_id: str) -> Run:
 
 
 def reindex() -> int:
-    """Build the Store anew from the run folders of all pools; return the number of jobs found."""
+    """Build the Store anew from the run folders of all pools; return the number of jobs found.
+
+    A job counts from the moment its row is in the Store; until then its first round is a draft. Who was killed before
+    that never got an answer from ``submit()`` (or ``retry()``), and what it left never runs.
+    """
     from .config import load
 
     store, found = default_store(), 0
@@ -366,8 +369,7 @@ def reindex() -> int:
                 log.warning("%s is no run folder that can be read: %s", folder.path, error)
         for folder in sorted(folders, key=lambda folder: folder.spec.created):  # the newest has the last word on a key
             try:
-                index_job(store, folder)
-                found += 1
+                found += index_job(store, folder)
             except (HybridError, KeyError, TypeError, ValueError) as error:  # noqa: PERF203
                 log.warning("%s is no run folder that can be read: %s", folder.path, error)
     store.close()

@@ -66,9 +66,15 @@ class Run:
             return changed
 
     @property
+    def planned(self) -> bool:
+        """Whether the plan of the round that the Store has is seen here."""
+        return len(self.progress.attempts) >= self.row.attempt
+
+    @property
     def settled(self) -> bool:
         """Whether the job's end is known here: all tasks have ended, or the Store says so."""
-        return self.row.state.final or (bool(self.progress.attempts) and self.progress.complete)
+        known = bool(self.progress.attempts) and self.planned
+        return self.row.state.final or (known and self.progress.complete)
 
     def since(self, what: str, number: int | str, holds: bool) -> float:
         """Return for how many seconds something has held, as this process has seen it."""

@@ -136,6 +136,7 @@ class RunFolder:
         keys.json               cache keys of the tasks
         reused.json             tasks whose results come from an earlier job, and the files that hold them
         attempt-<n>.json        which tasks a round runs, in which batches (Attempt)
+        attempt-<n>.draft       the same, until the Store has the round; nobody runs a draft
         script.<first>.sh       exactly what the scheduler got for the submission that begins with that batch
         submissions.jsonl       what the scheduler answered, with native ids
         submit.lock             locked while a submission is under way
@@ -180,6 +181,15 @@ class RunFolder:
             return Attempt.from_json(data)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StoreError(f"job {self.id}: attempt-{number}.json is damaged: {error!r}") from error
+
+    def draft(self, attempt: Attempt) -> None:
+        """Write down a round before the Store has it: left by a killed process, it was never promised to anybody."""
+        self.write(f"attempt-{attempt.number}.draft", json.dumps(attempt.to_json()).encode())
+
+    def adopt(self, number: int) -> None:
+        """Make a draft the plan of a round, once the Store has the round; whoever comes first does it."""
+        with contextlib.suppress(OSError):  # done already, or told to who reads the plan
+            os.rename(self.path / f"attempt-{number}.draft", self.path / f"attempt-{number}.json")
 
     def attempts(self) -> list[Attempt]:
         """Return all rounds, first to last."""
@@ -232,8 +242,16 @@ class RunFolder:
 
         The submit command inherits the descriptor: the lock stays held while the command lives, even if this process
         is killed.
+
+        Raises
+        ------
+        JobNotFound
+            The run folder is not there.
         """
-        descriptor = os.open(self.path / "submit.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            descriptor = os.open(self.path / "submit.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        except FileNotFoundError:
+            raise JobNotFound(f"job {self.id}: its run folder {self.path} was removed") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

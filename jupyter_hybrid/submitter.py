@@ -191,7 +191,8 @@ class Submitter:
                 if native_id is None and waited < UNSETTLED:
                     return
             if native_id is None:
-                attempt = run.folder.attempt(waiting.attempt)
+                folder.adopt(waiting.attempt)
+                attempt = folder.attempt(waiting.attempt)
                 with process.inheriting(descriptor):
                     native_id = backend.submit(
                         Submission(

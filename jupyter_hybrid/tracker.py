@@ -339,7 +339,7 @@ class PoolTracker(Submitter):
         return over
 
     def _judge(self, run: Run) -> None:
-        if not self.holds or run.row.state.final:
+        if not self.holds or run.row.state.final or not self._planned(run):
             return
         with run.lock:
             attempt, submitted = run.row.attempt, run.row.state is not JobState.NEW
@@ -354,6 +354,16 @@ class PoolTracker(Submitter):
                 idle = self._idle(run) if verdict.state.final else {}
                 self._write(run, verdict, attempt)
                 self._tidy(run, idle)
+
+    def _planned(self, run: Run) -> bool:
+        """Return whether the round can be judged: its plan is here, or has not come in a time in which it would have.
+
+        Who was killed right after the Store got the round has left the draft; NFS shows a new file a moment later.
+        """
+        if not run.planned:
+            run.folder.adopt(run.row.attempt)
+            run.refresh()
+        return run.planned or run.since("unplanned", run.row.attempt, True) >= self._grace
 
     def _idle(self, run: Run) -> dict[str, list[int]]:
         """Return the elements of a pulled array that have nothing to do any more, by native id."""

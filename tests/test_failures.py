@@ -339,6 +339,113 @@ def test_out_of_memory_and_walltime() -> None:
     assert (walltime.state, caught.value.cause) == (JobState.TIMEOUT, Cause.TIMEOUT)
 
 
+SUBMIT = """
+import os, signal, sys, jupyter_hybrid as hy
+from jupyter_hybrid.storage import RunFolder
+from jupyter_hybrid.store import Store
+
+def mark(path, word):
+    with open(path, "ab", buffering=0) as file:
+        file.write(word.encode())
+    assert os.path.exists(path + ".good"), "not yet"
+
+def die(*arguments, **named):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+marks, where = sys.argv[1:3]
+job = hy.Executor("local").submit(mark, marks, "a") if "attempt" in where else None
+if job is not None:
+    job.exception(60)
+    print(job.id, flush=True)
+    while not job.state.final: pass
+owner, _, name = where.partition(".")
+setattr({"Store": Store, "RunFolder": RunFolder}[owner], name.removesuffix("-attempt"), die)
+if job is not None:
+    open(marks + ".good", "w").close()
+    job.retry()
+hy.Executor("local").submit(mark, marks, "b")
+"""
+
+
+def test_submitter_killed_before_the_store_has_the_job(
+    tmp_path: Path, processes: Callable[..., subprocess.Popen[str]]
+) -> None:
+    marks = tmp_path / "marks"
+    assert processes(SUBMIT, str(marks), "Store.add_job").wait(DEADLINE) == -signal.SIGKILL
+    runs = Path(os.environ["JUPYTER_HYBRID_HOME"]) / "runs"
+    assert len(list(runs.glob("*/spec.json"))) == 1
+    assert launch.reindex() == 0  # nobody was promised that it runs, so it does not begin to some day
+    drop_store()
+    assert launch.reindex() == 0
+    assert hy.jobs() == []
+    assert hy.submit(len, "abc").result(DEADLINE) == 3  # so much time the tracker had
+    assert not marks.exists()
+
+
+def test_submitter_killed_when_the_store_has_the_job(
+    tmp_path: Path, processes: Callable[..., subprocess.Popen[str]]
+) -> None:
+    marks = tmp_path / "marks"
+    Path(f"{marks}.good").touch()
+    assert processes(SUBMIT, str(marks), "RunFolder.adopt").wait(DEADLINE) == -signal.SIGKILL
+    (row,) = default_store().jobs()
+    assert hy.job(row.id).result(DEADLINE) is None
+    assert marks.read_text() == "b"
+    until(lambda: hy.job(row.id).state is JobState.COMPLETED)
+    drop_store()
+    assert launch.reindex() == 1
+
+
+@pytest.mark.parametrize("where", ["Store.add_attempt", "RunFolder.adopt-attempt"])
+def test_killed_while_retrying(tmp_path: Path, processes: Callable[..., subprocess.Popen[str]], where: str) -> None:
+    marks = tmp_path / "marks"
+    killed = processes(SUBMIT, str(marks), where)
+    out, _ = killed.communicate(timeout=DEADLINE)
+    assert killed.returncode == -signal.SIGKILL
+    job = hy.job(out.strip())
+    if where == "Store.add_attempt":
+        drop_store()
+        assert launch.reindex() == 1
+        assert hy.submit(len, "abc").result(DEADLINE) == 3  # so much time the tracker had
+        assert (job.state, job.cause) == (JobState.FAILED, Cause.USER_ERROR)
+        with pytest.raises(AssertionError, match="not yet"):
+            job.result(DEADLINE)
+        assert marks.read_text() == "a"
+        job.retry()
+    assert job.result(DEADLINE) is None
+    assert marks.read_text() == "aa"
+    until(lambda: job.state is JobState.COMPLETED)
+    assert len(job.run.folder.attempts()) == 2
+
+
+def test_store_deleted_while_jobs_wait_for_room(
+    tmp_path: Path, processes: Callable[..., subprocess.Popen[str]]
+) -> None:
+    configure("pools:\n  local:\n    kind: local\n    limits: {max_jobs: 1, poll_min: 50ms}\n")
+    code = f"""
+import os, time, jupyter_hybrid as hy
+def hold():
+    while not os.path.exists({str(tmp_path / "go")!r}): time.sleep(0.01)
+    return 1
+ex = hy.Executor("local")
+first, second = ex.submit(hold), ex.submit(hold)
+while not (str(first.state) == "RUNNING" and "limit" in second.reason): time.sleep(0.01)
+print(first.id, second.id, flush=True)
+time.sleep(600)
+"""
+    submitter = processes(code)
+    assert submitter.stdout is not None
+    ids = submitter.stdout.readline().split()
+    submitter.kill()
+    submitter.wait()
+    drop_store()
+    assert launch.reindex() == 2
+    jobs = [hy.job(each) for each in ids]
+    until(lambda: jobs[0].state is JobState.RUNNING and "limit" in jobs[1].reason)
+    (tmp_path / "go").touch()
+    assert [job.result(DEADLINE) for job in jobs] == [1, 1]
+
+
 def test_supervisor_killed(tmp_path: Path) -> None:
     ex = hy.Executor("local")
     job = ex.submit(holding(tmp_path / "go"), 5)
