@@ -46,6 +46,36 @@ class Handle:
     def _renew(self) -> None:
         raise NotImplementedError
 
+    def _late(self, timeout: float | None) -> str:
+        """Return what to say to who has waited in vain."""
+        row = self.row()
+        reason = f" ({row.reason})" if row.reason else ""
+        progress = self.run.progress
+        ended = f", {progress.done + progress.failed} of its {row.tasks} tasks have ended" if row.array else ""
+        return (
+            f"job {row.id} ({row.name}) has not ended within {timeout:g} s: it is {row.state}{reason} on pool "
+            f"{row.pool!r}{ended}; it goes on: ask again with more time, see its logs(), or cancel() it"
+        )
+
+    async def _settled(self) -> None:
+        """Wait for the end; nothing is loaded, and whoever stops waiting cancels nothing."""
+        import asyncio
+
+        loop, settled = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell(run: Run) -> None:
+            if run.settled:
+                with contextlib.suppress(RuntimeError):  # nobody waits any more: the loop was closed
+                    loop.call_soon_threadsafe(settled.set)
+
+        self._here()
+        self.run.listeners.append(tell)
+        try:
+            tell(self.run)
+            await settled.wait()
+        finally:
+            self.run.listeners.remove(tell)
+
     @property
     def id(self) -> str:
         """The job's own id."""
@@ -88,7 +118,7 @@ class Handle:
 
     @property
     def script(self) -> str:
-        """Exactly what the scheduler got."""
+        """Exactly what the scheduler got; the first of several submissions, which differ in their first batch only."""
         attempts = self.run.folder.attempts()
         return (self.run.folder / f"script.{attempts[-1].first}.sh").read_text() if attempts else ""
 
@@ -203,13 +233,22 @@ class Job(Handle, concurrent.futures.Future):  # type: ignore[type-arg]
         Exception
             What the job raised, with the node's traceback as ``__cause__``.
         """
-        self._here()
-        self._settle(self.run)  # the state may be known a moment before the tracker says so
-        concurrent.futures.Future.result(self, timeout)
+        self._wait(timeout)
         value = self._load()
         if self.bind is not None:
             self.bind(value)
         return value
+
+    def _wait(self, timeout: float | None) -> None:
+        self._here()
+        self._settle(self.run)  # the state may be known a moment before the tracker says so
+        try:
+            concurrent.futures.Future.result(self, timeout)
+        except concurrent.futures.TimeoutError:
+            raise concurrent.futures.TimeoutError(self._late(timeout)) from None
+        except concurrent.futures.CancelledError:
+            text = f"job {self.id} ({self.name}) was cancelled; retry() runs it again"
+            raise concurrent.futures.CancelledError(text) from None
 
     def _load(self) -> Any:
         if self._loaded is None:
@@ -218,9 +257,7 @@ class Job(Handle, concurrent.futures.Future):  # type: ignore[type-arg]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what :meth:`result` would raise, or ``None``."""
-        self._here()
-        self._settle(self.run)
-        concurrent.futures.Future.result(self, timeout)
+        self._wait(timeout)
         try:
             self._load()
         except Exception as error:  # noqa: BLE001  handed on as a value
@@ -245,10 +282,13 @@ class Job(Handle, concurrent.futures.Future):  # type: ignore[type-arg]
         return self
 
     def __await__(self) -> Generator[Any, None, Any]:
-        # Shielded: who stops waiting, by a time limit or an interrupt, does not cancel the job.
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Any:
         import asyncio
 
-        return asyncio.shield(asyncio.wrap_future(self)).__await__()
+        await self._settled()
+        return await asyncio.to_thread(self.result)  # loading may take long
 
     def __repr__(self) -> str:
         return _repr(self)
@@ -331,7 +371,7 @@ class ArrayJob(Handle, Sequence[Task]):
         self._here()
         with self._news:
             if not self._news.wait_for(ready, timeout):
-                raise TimeoutError(f"job {self.id} ({self.name}) has not got there within {timeout:g} s")
+                raise TimeoutError(self._late(timeout))
 
     def __len__(self) -> int:
         return self.run.spec.tasks
@@ -478,26 +518,12 @@ class ArrayJob(Handle, Sequence[Task]):
         return aggregate.reduce(self, fn, initial, errors)
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
-
         return self._all().__await__()
 
     async def _all(self) -> list[Any]:
         import asyncio
 
-        loop, settled = asyncio.get_running_loop(), asyncio.Event()
-
-        def tell(run: Run) -> None:
-            if run.settled:
-                with contextlib.suppress(RuntimeError):  # nobody waits any more: the loop was closed
-                    loop.call_soon_threadsafe(settled.set)
-
-        self._here()
-        self.run.listeners.append(tell)
-        try:
-            tell(self.run)
-            await settled.wait()
-        finally:
-            self.run.listeners.remove(tell)
+        await self._settled()
         return await asyncio.to_thread(self.results)
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -189,12 +190,16 @@ def test_what_would_end_the_caller_does_not(kind: type[BaseException]) -> None:
 
 def test_timeouts(tmp_path: Path) -> None:
     job = hy.Executor("local").submit(waits_for(tmp_path / "go"), 1)
-    with pytest.raises((TimeoutError, concurrent.futures.TimeoutError)):
-        job.result(0.05)
-    with pytest.raises((TimeoutError, concurrent.futures.TimeoutError)):
-        job.exception(0.05)
+    array = hy.Executor("local").array(waits_for(tmp_path / "go"), [1, 2])
+    late = (TimeoutError, concurrent.futures.TimeoutError)
+    for wait in (job.result, job.exception, array.results, array[0].result):
+        with pytest.raises(late, match=r"not ended within 0\.05 s: it is [A-Z]+.* on pool 'local'.*cancel") as caught:
+            wait(0.05)
+        assert (job.id if wait in (job.result, job.exception) else array.id) in str(caught.value)
+    assert "0 of its 2 tasks have ended" in str(caught.value)
     (tmp_path / "go").touch()
     assert job.result(DEADLINE) == 1
+    assert array.results(DEADLINE) == [1, 2]
 
 
 def test_await_and_gather() -> None:
@@ -229,6 +234,33 @@ async def _awaited(what: Any) -> Any:
     return await what
 
 
+def test_await_does_not_block_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SlowToLoad:
+        def __reduce__(self) -> Any:
+            def load() -> str:
+                import sys
+
+                gate = sys.modules["hybrid_test_gate"]
+                gate.loading.set()
+                return "loaded" if gate.go.wait(20) else "the event loop stood still"
+
+            return load, ()
+
+    gate: Any = types.ModuleType("hybrid_test_gate")
+    gate.loading, gate.go = threading.Event(), threading.Event()
+    monkeypatch.setitem(sys.modules, "hybrid_test_gate", gate)
+    job = hy.Executor("local").submit(SlowToLoad)
+
+    async def main() -> Any:
+        waiting = asyncio.ensure_future(_awaited(job))
+        while not gate.loading.is_set():
+            await asyncio.sleep(0.005)
+        gate.go.set()
+        return await waiting
+
+    assert asyncio.run(main()) == "loaded"
+
+
 def test_cancel_running_and_waiting(tmp_path: Path) -> None:
     ex = hy.Executor("local", cpus=len(os.sched_getaffinity(0)))
     running = ex.submit(waits_for(tmp_path / "never"))
@@ -236,8 +268,10 @@ def test_cancel_running_and_waiting(tmp_path: Path) -> None:
     waiting = ex.submit(len, "abc")
     for job in (waiting, running):
         assert job.cancel()
-        with pytest.raises(concurrent.futures.CancelledError):
+        with pytest.raises(concurrent.futures.CancelledError, match=rf"job {job.id} .* was cancelled; retry\(\)"):
             job.result(DEADLINE)
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(_awaited(job))
         assert job.cancelled()
         assert (job.state, job.cause) == (JobState.CANCELLED, Cause.CANCELLED)
         assert not job.cancel()
