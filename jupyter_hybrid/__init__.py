@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from .cluster import dask_cluster
     from .errors import HybridError
     from .executor import Executor, submit, submit_script
-    from .handles import ArrayJob, Job, Task
-    from .listing import job, jobs, pools, why
+    from .handles import ArrayJob, Job, Task, job
+    from .listing import jobs, pools, why
     from .spec import Cause, JobState, Resources
 
 __version__ = "0.1.0"
@@ -28,7 +28,7 @@ _HOME = {
     "Resources": "spec",
     "Task": "handles",
     "dask_cluster": "cluster",
-    "job": "listing",
+    "job": "handles",
     "jobs": "listing",
     "pools": "listing",
     "submit": "executor",

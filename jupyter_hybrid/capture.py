@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import frames
-from .cellnames import BUILTINS, analyse, global_names
+from .cellnames import BUILTINS, CellNames, analyse, global_names, may_assign
 from .errors import CaptureError, near_match
 
 LIMIT = 100 << 20
@@ -88,7 +88,7 @@ def collect(
     Raises
     ------
     CaptureError
-        A variable is missing, cannot be pickled or is too large.
+        A variable is missing, cannot be pickled or is too large; or the cell never assigns a name of `outputs`.
     SyntaxError
         In the cell.
     """
@@ -103,12 +103,15 @@ def collect(
         missing = [name for name in inputs if name not in namespace]
         wanted = {name for name in wanted if isinstance(namespace[name], types.ModuleType)} | (set(inputs) - own)
     if missing:
-        known = [name for name in [*namespace, *BUILTINS, *names.writes] if not name.startswith("_")]
-        hints = ", ".join(f"{name!r}{near_match(name, known)}" for name in missing)
+        known = {name for name in namespace if not name.startswith("_")} - hidden
+        known |= {*BUILTINS, *names.writes} if inputs is None else set()
         reader = "the cell reads" if inputs is None else "--in names"
-        raise CaptureError(f"{reader} what the notebook does not have: {hints}")
+        raise CaptureError(f"{reader} what the notebook does not have: {_with_near_matches(missing, known)}")
     found = {name: namespace[name] for name in sorted(wanted)}
     explicit = outputs is not None
+    if outputs is not None:
+        outputs = list(outputs)
+        _check_outputs(outputs, names, namespace, {*found, *own})
     out = tuple(dict.fromkeys(outputs if outputs is not None else (n for n in names.writes if not n.startswith("_"))))
     payload = {"source": source, "inputs": found, "out": out, "explicit_out": explicit, "title": title}
     if namespace.get("__name__") == "__main__" and isinstance(namespace, dict):
@@ -117,6 +120,33 @@ def collect(
         payload["anchor"] = types.FunctionType((lambda: None).__code__, namespace, "anchor")
     data = _encode(payload, limit, {f"variable {name!r}": value for name, value in found.items()}, _CELL_WAYS)
     return CellCapture(source, found, out, explicit, payload, data)
+
+
+def _with_near_matches(names: Iterable[str], known: Iterable[str]) -> str:
+    return ", ".join(f"{name!r}{near_match(name, sorted(known))}" for name in names)
+
+
+def _check_outputs(
+    outputs: Iterable[str], names: CellNames, namespace: Mapping[str, Any], there: Iterable[str]
+) -> None:
+    """Refuse to give back what the cell surely will not have: it neither assigns it nor takes it along."""
+    known = {*names.writes, *names.imports, *there}
+    missing = [name for name in outputs if name not in known]
+    if not missing or names.dynamic:
+        return
+    functions = [code for value in list(namespace.values()) for code in _codes(value)]
+    missing = [name for name in missing if not any(may_assign(code, name) for code in functions)]
+    if missing:
+        raise CaptureError(f"--out names what the cell does not assign: {_with_near_matches(missing, known)}")
+
+
+def _codes(value: Any) -> Iterator[types.CodeType]:
+    """Yield the code of a function of the notebook, or of the methods of a class of it."""
+    members = vars(value).values() if isinstance(value, type) else [value]
+    for member in members:
+        function = getattr(member, "__func__", getattr(member, "fget", member))
+        if isinstance(function, types.FunctionType) and function.__module__ == "__main__":
+            yield function.__code__
 
 
 def check_function(

@@ -13,7 +13,7 @@ from typing import Any
 
 from IPython.core.error import UsageError
 
-from . import capture, executor, fingerprint, launch, listing, widgets
+from . import capture, executor, fingerprint, handles, launch, widgets
 from .errors import CaptureError
 from .handles import ArrayJob, Job, wrap
 from .pool import Pool, get_pool
@@ -82,11 +82,10 @@ def grid(texts: Sequence[str], namespace: dict[str, Any]) -> list[dict[str, Any]
 def find_job(shell: Any, text: str) -> Job | ArrayJob:
     """Return a job given by a variable of the notebook or by its id."""
     value = shell.user_ns.get(text)
-    return value if isinstance(value, (Job, ArrayJob)) else listing.job(text)
+    return value if isinstance(value, (Job, ArrayJob)) else handles.job(text)
 
 
 def _pool(kind: str, name: str | None) -> Pool:
-
     pool = get_pool(name, None if name else kind)
     if pool.kind != kind:
         raise UsageError(f"%%{kind}: pool {pool.name!r} is of kind {pool.kind!r}; write %%{pool.kind} for it")
@@ -101,14 +100,20 @@ def _batch(text: str) -> int | str:
 
 def run_cell(shell: Any, kind: str, options: argparse.Namespace, cell: str) -> Job | ArrayJob | None:
     """Submit a cell as its magic's options say; show the job, and return it unless it is bound to a name."""
+    # What is wrong is said before anything is captured.
     pool = _pool(kind, options.pool)
-    Resources.parse(pool.config.resources, **asked(options))  # what is wrong is said before anything is captured
+    resources, ignored = executor.parse_resources(pool, asked(options))
+    options.directory = executor.parse_directory(options.directory)
     if options.bound:
         _identifier(options.bound, "--as")
+    if all(not line.strip() or line.lstrip().startswith("#") for line in cell.splitlines()):
+        raise UsageError(f"%%{kind}: there is nothing to run in this cell; nothing was submitted")
     tasks = grid(options.array, shell.user_ns)
     after = [find_job(shell, job.strip()).id for text in options.after for job in text.split(",") if job.strip()]
     run = _run_script if options.bash else _run_python
-    job = run(shell, pool, options, cell, tasks, after)
+    job = run(shell, pool, resources, options, cell, tasks, after)
+    if ignored:
+        print(ignored)  # noqa: T201
     if job is None:
         return None
     if options.bound:
@@ -120,28 +125,38 @@ def run_cell(shell: Any, kind: str, options: argparse.Namespace, cell: str) -> J
 
 
 def _run_script(
-    shell: Any, pool: Pool, options: argparse.Namespace, cell: str, tasks: list[dict[str, Any]] | None, after: list[str]
+    shell: Any,
+    pool: Pool,
+    resources: Resources,
+    options: argparse.Namespace,
+    cell: str,
+    tasks: list[dict[str, Any]] | None,
+    after: list[str],
 ) -> Job | ArrayJob | None:
-
     for option, given in (("--in", options.inputs), ("--out", options.out), ("--cache", options.cache)):
         if given:
             raise UsageError(f"{option} is for cells of Python; a script (--bash) has files and its exit status")
     name = options.name or _title(cell, [], tasks)
     origin = _origin(shell, "")
     if options.dry_run:
-        _preview(pool, options, "script", name, tasks, after, {}, ())
+        _preview(pool, resources, options, "script", name, tasks, after, {}, ())
         print(f"which runs:\n{cell}")  # noqa: T201
         return None
     return executor.run_script(
-        cell.encode(), None if tasks is None else list(enumerate(tasks)), pool=pool, batch=_batch(options.batch),
-        after=after, name=name, directory=options.directory, resources=asked(options), origin=origin,
+        cell.encode(), None if tasks is None else list(enumerate(tasks)), pool=pool, resources=resources,
+        batch=_batch(options.batch), after=after, name=name, directory=options.directory, origin=origin,
     )  # fmt: skip
 
 
 def _run_python(
-    shell: Any, pool: Pool, options: argparse.Namespace, cell: str, tasks: list[dict[str, Any]] | None, after: list[str]
+    shell: Any,
+    pool: Pool,
+    resources: Resources,
+    options: argparse.Namespace,
+    cell: str,
+    tasks: list[dict[str, Any]] | None,
+    after: list[str],
 ) -> Job | ArrayJob | None:
-
     limit = parse_memory(options.limit) if options.limit else capture.LIMIT
     number = len(shell.history_manager.input_hist_parsed) - 1  # the running cell is the last
     try:
@@ -159,7 +174,7 @@ def _run_python(
         raise CellSyntaxError(f"{error}; nothing was submitted") from error
     name = options.name or _title(cell, captured.out if captured.explicit_out else (), tasks)
     if options.dry_run:
-        _preview(pool, options, "cell", name, tasks, after, captured.inputs, captured.out, captured.sizes)
+        _preview(pool, resources, options, "cell", name, tasks, after, captured.inputs, captured.out, captured.sizes)
         return None
     items = None if tasks is None else executor.pack_items(tasks, limit)
     keys, task_keys = {}, []
@@ -172,7 +187,7 @@ def _run_python(
         name=name,
         payload=captured.frames,
         items=items,
-        resources=Resources.parse(pool.config.resources, **asked(options)),
+        resources=resources,
         batch=executor.parse_batch(_batch(options.batch)),
         after=after,
         out=captured.out,
@@ -222,6 +237,7 @@ def _origin(shell: Any, names: str) -> dict[str, str]:
 
 def _preview(
     pool: Pool,
+    resources: Resources,
     options: argparse.Namespace,
     kind: str,
     name: str,
@@ -233,7 +249,7 @@ def _preview(
 ) -> None:
     spec = launch.make_spec(
         pool, kind=kind, name=name, tasks=1 if tasks is None else len(tasks), array=tasks is not None,
-        resources=Resources.parse(pool.config.resources, **asked(options)),
+        resources=resources,
         batch=executor.parse_batch(_batch(options.batch)), out=out, directory=options.directory,
     )  # fmt: skip
     submissions = launch.preview(pool, spec)

@@ -23,6 +23,8 @@ BUILTINS = frozenset(dir(builtins)) | {"get_ipython", "display", "exit", "quit"}
 _MODULE_ATTRIBUTES = frozenset(vars(types.ModuleType("_"))) | {"__file__", "__builtins__", "__annotations__"}
 _CATCH_ALL = {"NameError", "Exception", "BaseException"}
 _BINDING_MAGICS = {"run", "pylab", "store", "load_ext", "reload_ext"}
+_BINDERS = frozenset({"exec", "eval", "globals", "locals", "vars", "setattr", "get_ipython", "__import__"})
+"""Names by whose use a cell can assign what its syntax does not tell."""
 _EXPANSION = re.compile(r"\$\$?(\w+)|\{+\s*(\w+)")
 _MAGIC_OPTIONS = re.compile(r"(?:\s*-[a-zA-Z](?:\s*\d+|\s+)?)*\s*")
 _PYTHON_MAGICS = {"time": True, "capture": True, "timeit": False, "prun": False, "memit": False}
@@ -45,6 +47,9 @@ class CellNames:
         Names that only ``import`` binds.
     builtins : frozenset of str
         Builtins that it reads, which a notebook may have overridden.
+    dynamic : bool
+        Whether it may assign further names that its syntax does not tell: by ``exec``, ``globals()``,
+        ``import *``, a magic.
     """
 
     reads: frozenset[str]
@@ -52,6 +57,7 @@ class CellNames:
     writes: tuple[str, ...]
     imports: tuple[str, ...] = ()
     builtins: frozenset[str] = frozenset()
+    dynamic: bool = False
 
 
 def parse(source: str) -> Any:
@@ -99,6 +105,7 @@ def analyse(source: str) -> CellNames:
         writes=tuple(name for name in left if name not in flow.imported),
         imports=tuple(name for name in left if name in flow.imported),
         builtins=frozenset(flow.reads & BUILTINS),
+        dynamic=flow.star or flow.magic or not flow.reads.isdisjoint(_BINDERS) or "__main__" in source,
     )
 
 
@@ -127,6 +134,7 @@ class _Flow(ast.NodeVisitor):
         self.reads: set[str] = set()
         self.required: set[str] = set()
         self.star = False  # `import *` and the like: anything may have been assigned
+        self.magic = False  # a magic of which nothing is known
         self.caught = 0  # depth of `try` that catches a NameError
 
     def visit(self, node: ast.AST) -> None:
@@ -358,6 +366,7 @@ class _Flow(ast.NodeVisitor):
         name, texts = magic
         self.star = self.star or name in _BINDING_MAGICS
         keeps = _PYTHON_MAGICS.get(name)
+        self.magic = self.magic or (bool(name) and keeps is None)
         if keeps is not None and texts:
             code = texts[-1] if len(texts) == 2 else texts[0][_MAGIC_OPTIONS.match(texts[0]).end() :]  # type: ignore[union-attr]
             try:
@@ -449,6 +458,14 @@ def global_names(code: types.CodeType) -> frozenset[str]:
             _GLOBAL_NAMES.clear()
         _GLOBAL_NAMES[code] = known
     return known
+
+
+def may_assign(code: types.CodeType, name: str) -> bool:
+    """Return whether a function may assign a global name, by a ``global`` of its own or by means that do not tell."""
+    own = any(op.opname == "STORE_GLOBAL" and op.argval == name for op in dis.get_instructions(code))
+    if own or not global_names(code).isdisjoint(_BINDERS):
+        return True
+    return any(may_assign(inner, name) for inner in code.co_consts if isinstance(inner, types.CodeType))
 
 
 _LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")

@@ -28,6 +28,11 @@ A job may be given by the beginning of its id. Times are written like 90s, 10min
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command."""
+    return _parsers()[0]
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser of the whole command, and that of each verb."""
     parser = argparse.ArgumentParser(
         prog="jupyter hybrid",
         description="Jobs of notebooks and scripts on clusters and on this machine.",
@@ -93,8 +98,8 @@ def build_parser() -> argparse.ArgumentParser:
     practice.add_argument("what", choices=["slurm"])
     practice.add_argument("action", choices=["up", "status", "down"])
     practice.add_argument("--name", default="practice", help="of the cluster and its pool (default: %(default)s)")
-    practice.add_argument("--nodes", type=_count, default=4, help="number of nodes (default: %(default)s)")
-    practice.add_argument("--cpus", type=_count, default=8, help="cpus of each, as Slurm counts (default: %(default)s)")
+    practice.add_argument("--nodes", type=_count, help="number of nodes (default: 4)")
+    practice.add_argument("--cpus", type=_count, help="cpus of each, as Slurm counts (default: 8)")
     practice.add_argument("--accounting", action="store_true", help="with an accounting database")
 
     clean = verb("clean", "remove finished jobs with their results")
@@ -102,11 +107,30 @@ def build_parser() -> argparse.ArgumentParser:
     clean.add_argument("--older-than", metavar="TIME", help="ended so long ago (default: 30d; no limit with IDs)")
     clean.add_argument("--state", action="append", default=[], help="only these, e.g. FAILED or FAILED,CANCELLED")
     clean.add_argument("--dry-run", action="store_true", help="only show what would be removed")
-    clean.add_argument("--yes", action="store_true", help="do not ask")
+    clean.add_argument("--yes", action="store_true", help="do not ask; needed where there is no terminal to ask on")
 
     why = verb("why", "tell why a cached result was not used")
     why.add_argument("id", metavar="ID")
-    return parser
+    return parser, dict(verbs.choices)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the parsed arguments; what is wrong in them ends the process with usage and near match."""
+    parser, verbs = _parsers()
+    word = argv[0] if argv else ""
+    if word and not word.startswith("-") and word not in verbs:
+        from .errors import near_match
+
+        parser.error(f"no verb {word!r}{near_match(word, verbs)} (verbs are {', '.join(verbs)})")
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        from .errors import near_match
+
+        of_verb = verbs.get(arguments.verb, parser)
+        known = {option.strip(",") for option in of_verb.format_help().split() if option.startswith("--")}
+        near = near_match(unknown[0].partition("=")[0], sorted(known)) if unknown[0].startswith("-") else ""
+        of_verb.error(f"{unknown[0]!r} is not understood{near}")
+    return arguments
 
 
 def _count(text: str) -> int:
@@ -118,8 +142,7 @@ def _count(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status (0 good, 1 failed, 2 wrong usage, 130 interrupted)."""
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
+    arguments = _parse(sys.argv[1:] if argv is None else argv)
     try:
         try:
             if arguments.version:
@@ -128,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.write(f"{__version__}\n")
                 return 0
             if arguments.verb is None:
-                parser.print_help()
+                build_parser().print_help()
                 return 2
             return _call(arguments)
         finally:

@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from . import clean, config, process
-from .errors import HybridError, PoolUnreachable, StoreError
+from .errors import HybridError, PoolUnreachable, ResourceError, StoreError
 from .executor import Executor
 from .handles import Job
 from .pool import Pool, default_store, get_pool
@@ -261,6 +261,7 @@ def _slurm_limits(pool: Pool) -> list[str]:
 def _storage(pool: Pool) -> Check:
     root = pool.storage.root
     advice = f"set {_entry(pool, 'storage')} to a folder that you can write to and that the nodes share"
+    made = not os.path.exists(root)
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=root, prefix=".doctor-") as file:
@@ -270,10 +271,14 @@ def _storage(pool: Pool) -> Check:
         free = shutil.disk_usage(root).free
     except OSError as error:
         return Check(pool.name, "storage", FAILURE, f"{root} cannot be written: {error.strerror}", advice)
-    kind = "on a network file system" if network_file_system(root) else "on a disk of this machine"
-    text = f"{root}, {kind}, {free / 2**30:.1f} GB free"
+    shared = network_file_system(root)
+    kind = "on a network file system" if shared else "on a disk of this machine"
+    text = f"{root}, {kind}, {free / 2**30:.1f} GB free" + ("; it was not there and has been made" if made else "")
     if free < _LITTLE_SPACE:
         return Check(pool.name, "storage", WARNING, text, "free space: jupyter hybrid clean")
+    if made and not shared and pool.kind != "local":
+        advice = f"if the nodes do not see it, remove it and {advice}"
+        return Check(pool.name, "storage", WARNING, text, advice)
     return Check(pool.name, "storage", OK, text)
 
 
@@ -328,6 +333,9 @@ def _round_trip(pool: Pool, timeout: float) -> Iterator[Check]:
     cloudpickle.register_pickle_by_value(module)
     try:
         job = Executor(pool.name, name="doctor", time=walltime).submit(probe, *arguments)
+    except ResourceError as error:
+        yield Check(pool.name, "round trip", FAILURE, str(error), f"change {_entry(pool, 'resources')}")
+        return
     finally:
         cloudpickle.unregister_pickle_by_value(module)
     try:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import frames, launch
+from . import capture, frames, launch
 from .errors import CaptureError, HybridError
 from .handles import ArrayJob, Handle, Job, wrap
 from .pool import Pool, default_store, get_pool
 from .run import Run
-from .spec import JobState, Resources, format_memory, parse_memory
+from .spec import RESOURCE_ALIASES, JobState, Resources, parse_memory, round_memory
 
 T = TypeVar("T")
-
-LIMIT = 100 * 2**20
-"""Bytes above which a function's arguments are refused unless allowed."""
 
 
 class Executor(concurrent.futures.Executor):
@@ -47,7 +46,9 @@ class Executor(concurrent.futures.Executor):
     ConfigError
         There is no such pool.
     ResourceError
-        A resource is unknown or malformed.
+        A resource is unknown or malformed, or more than the pool can ever give.
+    HybridError
+        There is no such directory.
     """
 
     def __init__(
@@ -57,13 +58,15 @@ class Executor(concurrent.futures.Executor):
         cache: bool = False,
         after: Iterable[Any] = (),
         name: str | None = None,
-        limit: int | str = LIMIT,
+        limit: int | str = capture.LIMIT,
         directory: str | None = None,
         **resources: Any,
     ) -> None:
         self._pool: Pool = get_pool(pool)
-        self._resources = Resources.parse(self._pool.config.resources, **resources)
-        self._cache, self._name, self._directory = cache, name, directory
+        self._resources, ignored = parse_resources(self._pool, resources)
+        if ignored:
+            warnings.warn(ignored, stacklevel=2)
+        self._cache, self._name, self._directory = cache, name, parse_directory(directory)
         self._after = job_ids(after)
         self._limit = parse_memory(limit)
         self._jobs: list[Job | ArrayJob] = []
@@ -79,14 +82,15 @@ class Executor(concurrent.futures.Executor):
 
         Raises
         ------
+        TypeError
+            A keyword is one of the Executor's, which `fn` does not take.
         CaptureError
             The function or an argument cannot travel to the pool, or is too large.
         StoreError
             Storage or Store cannot be written; nothing was submitted.
         """
-        from . import capture
-
         self._check_open()
+        _refuse_own_keywords(fn, args, kwargs)
         payload = capture.check_function(fn, args, kwargs, self._limit)
         keys, task_keys = _keys(fn, args, kwargs, None) if self._cache else ({}, [])
         run = self._launch(fn, payload, None, self._name, 1, keys, task_keys)
@@ -118,8 +122,6 @@ class Executor(concurrent.futures.Executor):
         common : mapping, optional
             Keyword arguments of every task; they travel once.
         """
-        from . import capture
-
         self._check_open()
         arguments = list(zip(*iterables, strict=False))
         if not arguments:
@@ -204,6 +206,71 @@ class Executor(concurrent.futures.Executor):
                     concurrent.futures.wait([each])
 
 
+def parse_resources(pool: Pool, given: Mapping[str, Any]) -> tuple[Resources, str]:
+    """Return what a job asks of its pool, and a note on what the pool ignores of it, or an empty text.
+
+    Raises
+    ------
+    ResourceError
+        A resource is unknown or malformed, or more than the pool can ever give.
+    """
+    resources = Resources.parse(pool.config.resources, **given)
+    check = getattr(pool.backend, "check", None)  # of pools that know by themselves what they have
+    ignored = [name for name in (check(resources) if check else ()) if given.get(name)]
+    if not ignored:
+        return resources, ""
+    return (
+        resources,
+        f"{', '.join(ignored)}: ignored, such things do not exist on pool {pool.name!r} of kind {pool.kind!r}",
+    )
+
+
+def parse_directory(directory: str | None) -> str | None:
+    """Return the absolute path of a working directory.
+
+    Raises
+    ------
+    HybridError
+        It does not exist.
+    """
+    if directory is None:
+        return None
+    path = os.path.abspath(os.path.expanduser(directory))
+    if not os.path.isdir(path):
+        what = "is no folder" if os.path.exists(path) else "does not exist"
+        raise HybridError(f"directory {path} {what}: make it; or if only the nodes have it, go there in the job itself")
+    return path
+
+
+def _refuse_own_keywords(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Refuse keywords that are meant for the Executor, and that the function does not take.
+
+    Raises
+    ------
+    TypeError
+        There are some; it says how to write it.
+    """
+    import inspect
+
+    if not kwargs:
+        return
+    own = {*inspect.signature(Executor).parameters, *Resources.__dataclass_fields__, *RESOURCE_ALIASES}
+    meant = {name: value for name, value in kwargs.items() if name in own}
+    if not meant:
+        return
+    try:
+        inspect.signature(fn).bind(*args, **kwargs)
+    except TypeError:
+        name = getattr(fn, "__name__", type(fn).__name__)
+        said = ", ".join(f"{keyword}={value!r}" for keyword, value in meant.items())
+        raise TypeError(
+            f"submit() hands {', '.join(meant)} on to {name}(), which takes no such argument; "
+            f"tell the Executor: hy.Executor({said}).submit({name}, ...)"
+        ) from None
+    except ValueError:  # a builtin that does not tell what it takes
+        return
+
+
 def parse_batch(batch: int | str) -> int:
     """Return tasks in a batch, 0 for "auto"."""
     if batch == "auto":
@@ -247,8 +314,8 @@ def pack_items(tasks: Sequence[Any], limit: int) -> list[list[Any]]:
             total += sum(memoryview(frame).nbytes for frame in packed[-1])
             if total > limit:
                 raise CaptureError(
-                    f"the arguments of the first {len(packed)} of {len(tasks)} tasks have {format_memory(total)}, "
-                    f"the limit is {format_memory(limit)}: save them to the pool's storage and pass paths, "
+                    f"the arguments of the first {len(packed)} of {len(tasks)} tasks have {round_memory(total)}, "
+                    f"the limit is {round_memory(limit)}: save them to the pool's storage and pass paths, "
                     "or allow more (limit=, --limit)"
                 )
     except CaptureError:
@@ -274,7 +341,7 @@ def _keys(
 
 
 def submit(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job:
-    """Run ``fn(*args, **kwargs)`` as a job on the default pool."""
+    """Run ``fn(*args, **kwargs)`` as a job on the default pool; for another one, ``Executor(pool).submit(...)``."""
     return Executor().submit(fn, *args, **kwargs)
 
 
@@ -304,6 +371,10 @@ def submit_script(
     batch, after, name, directory, **resources
         As for :class:`Executor` and :meth:`Executor.array`.
     """
+    place = get_pool(pool)
+    wanted, ignored = parse_resources(place, resources)
+    if ignored:
+        warnings.warn(ignored, stacklevel=2)
     path = Path(script)
     try:
         text = path.read_bytes()
@@ -311,8 +382,8 @@ def submit_script(
         raise HybridError(f"cannot read the script {path}: {error.strerror}") from error
     variables: list[tuple[Any, dict[str, Any]]] | None = None if array is None else [(value, {}) for value in array]
     return run_script(
-        text, variables, arguments=arguments, pool=get_pool(pool), batch=batch, after=after,
-        name=name or path.name, directory=directory, resources=resources,
+        text, variables, arguments=arguments, pool=place, resources=wanted, batch=batch, after=after,
+        name=name or path.name, directory=parse_directory(directory),
     )  # fmt: skip
 
 
@@ -321,12 +392,12 @@ def run_script(
     tasks: Sequence[tuple[Any, Mapping[str, Any]]] | None,
     *,
     pool: Pool,
+    resources: Resources | None = None,
     arguments: Sequence[str] = (),
     batch: int | str = "auto",
     after: Iterable[Any] = (),
     name: str = "script",
     directory: str | None = None,
-    resources: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Job | ArrayJob:
     """Run a script's text as a job, or once for each (index, variables) of `tasks`."""
@@ -338,7 +409,7 @@ def run_script(
         name=name,
         payload=text if text.startswith(b"#!") else b"#!/bin/bash\n" + text,
         items=None if tasks is None else [frames.encode(task) for task in tasks],
-        resources=Resources.parse(pool.config.resources, **(resources or {})),
+        resources=resources or pool.config.resources,
         batch=parse_batch(batch),
         after=job_ids(after),
         origin=origin,

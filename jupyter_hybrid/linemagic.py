@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from . import listing, widgets
+from . import launch, listing, widgets
 from .cellmagic import asked, binder, find_job
 from .handles import ArrayJob, Job
 
@@ -14,8 +14,7 @@ def run_verb(shell: Any, options: argparse.Namespace) -> Any:
     """Do what one verb says; what it returns is the value of the line."""
     verb = options.verb
     if verb == "jobs":
-        states = [state for state in options.state.replace(" ", "").split(",") if state]
-        return listing.jobs(state=states, pool=options.pool, name=options.name, limit=options.limit)
+        return listing.jobs(state=options.state, pool=options.pool, name=options.name, limit=options.limit)
     if verb == "pools":
         return listing.pools()
     if verb == "doctor":
@@ -38,6 +37,9 @@ def _of_job(shell: Any, options: argparse.Namespace, job: Job | ArrayJob) -> Any
     elif verb == "cancel":
         _say(f"job {job.id} is being cancelled" if job.cancel() else f"job {job.id} had ended: {job.state}")
     elif verb == "retry":
+        if job.state.final and not launch.missing_tasks(job.run):
+            _say(f"job {job.id}: nothing to run again, all results are intact")
+            return None
         return job.retry(**asked(options))
     elif verb == "wait":
         widgets.wait(job)

@@ -9,10 +9,9 @@ from datetime import datetime
 from typing import Any
 
 from . import config
-from .errors import HybridError
-from .handles import ArrayJob, Handle, Job, wrap
+from .errors import HybridError, near_match
+from .handles import ArrayJob, Handle, Job, job
 from .handles import why as _why
-from .launch import load_run
 from .pool import default_store, get_pool
 from .spec import JobState
 from .store import JobRow
@@ -98,15 +97,21 @@ def job_line(row: JobRow) -> dict[str, Any]:
     }
 
 
-def job(job_id: str) -> Job | ArrayJob:
-    """Return any job by its id, or by the beginning of it, from any kernel, server or shell.
+def parse_states(given: str | Iterable[str]) -> list[JobState]:
+    """Return the states that words name, in any case; a word may be several with commas between.
 
     Raises
     ------
-    JobNotFound
-        None, or more than one, has this id.
+    HybridError
+        There is no such state.
     """
-    return wrap(load_run(job_id))
+    texts = [given] if isinstance(given, str) else given
+    words = [word.strip().upper() for text in texts for word in text.split(",") if word.strip()]
+    known = [state.value for state in JobState]
+    for word in words:
+        if word not in known:
+            raise HybridError(f"no state {word!r}{near_match(word, known)} (states are {', '.join(known)})")
+    return [JobState(word) for word in words]
 
 
 def jobs(
@@ -129,12 +134,8 @@ def jobs(
     limit : int
         At most so many.
     """
+    wanted = parse_states(state)
     watch_all()
-    states = [state] if isinstance(state, str) else list(state)
-    try:
-        wanted = [JobState(each.upper()) for each in states]
-    except ValueError as error:
-        raise HybridError(f"{error}; states are {', '.join(each.value for each in JobState)}") from None
     rows = default_store().jobs(states=wanted, pool=pool, name=name, limit=limit)
     return Table([job_line(row) for row in rows], JOB_COLUMNS, "no jobs")
 

@@ -62,7 +62,11 @@ class OptionParser(MagicArgumentParser):  # type: ignore[misc]
 
     def parse(self, line: str) -> argparse.Namespace:
         """Return the options on the magic's line."""
-        found, unknown = self.parse_known_args(split(line))
+        words = split(line)
+        if self.verbs and words and not words[0].startswith("-") and words[0] not in self.verbs:
+            near = near_match(words[0], self.verbs)
+            raise UsageError(f"{self.prog}: no verb {words[0]!r}{near} (verbs are {', '.join(self.verbs)})")
+        found, unknown = self.parse_known_args(words)
         if unknown:
             word = unknown[0].partition("=")[0]
             parser = self.verbs.get(getattr(found, "verb", None) or "", self)

@@ -221,8 +221,8 @@ _USABLE = frozenset({"idle", "mix", "alloc", "comp"})
 def slurm_up(
     name: str = "practice",
     *,
-    nodes: int = 4,
-    cpus: int = 8,
+    nodes: int | None = None,
+    cpus: int | None = None,
     memory: str = "16G",
     folder: str | os.PathLike[str] | None = None,
     accounting: bool = False,
@@ -232,7 +232,7 @@ def slurm_up(
     extra_conf: str = "",
     register: bool = True,
 ) -> PracticeSlurm:
-    """Start a practice cluster and wait until all its nodes are idle; one that is up already is returned as it is.
+    """Start a practice cluster and wait until all its nodes are idle; one that is up already is returned.
 
     Partitions: ``main`` (the default, 7 days) and ``short`` (5 minutes), on all nodes.
 
@@ -240,10 +240,10 @@ def slurm_up(
     ----------
     name : str
         Name of the cluster and of its pool.
-    nodes : int
-        Number of nodes.
-    cpus : int
-        CPU cores of each node as Slurm counts them; may be more than the machine has.
+    nodes : int, optional
+        Number of nodes (default 4).
+    cpus : int, optional
+        CPU cores of each node as Slurm counts them (default 8); may be more than the machine has.
     memory : str
         Memory of each node as Slurm counts it; a job gets an equal share for each CPU unless it asks otherwise.
     folder : path, optional
@@ -265,18 +265,19 @@ def slurm_up(
     Raises
     ------
     HybridError
-        Packages are missing, the folder cannot be used, or a daemon does not start; the message ends with its log.
+        Packages are missing, the folder cannot be used, one that is up already is not as asked for, or a daemon does
+        not start; then the message ends with its log.
     """
     if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
         raise HybridError(f"practice cluster name {name!r} must be letters, digits, '-' and '_'")
-    if nodes < 1 or cpus < 1:
+    path = _default_folder(name) if folder is None else Path(folder).absolute()
+    cluster = PracticeSlurm(name, path, 4 if nodes is None else nodes, 8 if cpus is None else cpus, accounting)
+    if cluster.nodes < 1 or cluster.cpus < 1:
         raise HybridError(f"a practice cluster needs at least one node and one cpu, not nodes={nodes}, cpus={cpus}")
     megabytes = parse_memory(memory) // 1024**2
     _require(accounting)
-    path = _default_folder(name) if folder is None else Path(folder).absolute()
-    cluster = PracticeSlurm(name, path, nodes, cpus, accounting)
     # Slurm's step daemons fail when the path of their socket does not fit into the kernel's 107 bytes.
-    longest = len(os.fsencode(path / f"node{nodes}" / f"node{nodes}_9999999.4294967291"))
+    longest = len(os.fsencode(path / f"node{cluster.nodes}" / f"node{cluster.nodes}_9999999.4294967291"))
     if longest > 107:
         raise HybridError(
             f"folder {path} is {longest - 107} characters too long for Slurm's sockets; give a shorter one"
@@ -284,10 +285,12 @@ def slurm_up(
     path.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         if (path / RECORD).exists():
+            running = None
             with contextlib.suppress(HybridError):  # an interrupted start may have left half a record
                 running = slurm_load(path)
-                if running.status()["up"]:
-                    return running
+            if running is not None and running.status()["up"]:
+                _must_be(running, nodes, cpus, accounting)
+                return running
             end_all(cluster.conf, name)
         elif any(path.iterdir()):
             raise HybridError(f"folder {path} is not empty and holds no practice cluster; give another one")
@@ -300,6 +303,18 @@ def slurm_up(
             end(lambda: find_processes(cluster.conf), signal.SIGKILL, name)
             raise
     return cluster
+
+
+def _must_be(running: PracticeSlurm, nodes: int | None, cpus: int | None, accounting: bool) -> None:
+    """Refuse a cluster that is up and is not what is asked for."""
+    differs = nodes not in (None, running.nodes) or cpus not in (None, running.cpus)
+    if differs or (accounting and not running.accounting):
+        database = "with" if running.accounting else "without"
+        option = "" if running.name == "practice" else f" --name {running.name}"
+        raise HybridError(
+            f"practice cluster {running.name!r} is up already, with {running.nodes} nodes of {running.cpus} cpus, "
+            f"{database} accounting; end it first (jupyter hybrid practice slurm down{option}), or use another name"
+        )
 
 
 def slurm_load(name: str | os.PathLike[str] = "practice") -> PracticeSlurm:

@@ -113,6 +113,17 @@ def format_memory(amount: int) -> str:
     return str(amount)
 
 
+def round_memory(amount: int) -> str:
+    """Return bytes as a person says them, rounded down to a tenth: ``"23.5G"``; what is there is never said to be more.
+
+    :func:`parse_memory` reads it back.
+    """
+    for power, unit in ((5, "P"), (4, "T"), (3, "G"), (2, "M"), (1, "K")):
+        if amount >= 1024**power:
+            return f"{10 * amount // 1024**power / 10:g}{unit}"
+    return str(amount)
+
+
 def parse_time(value: str | int | float | timedelta) -> timedelta:
     """Return a duration for ``"90min"``, ``"1h30m"``, ``"1:30:00"``, ``"2-00:00:00"`` or seconds.
 

@@ -11,14 +11,14 @@ from typing import Any
 
 from . import clean as removal
 from . import config, launch
-from .errors import JobNotFound
-from .listing import Table, job_line
+from .errors import HybridError, JobNotFound
+from .listing import Table, job_line, parse_states
 from .pool import default_store, get_pool
 from .spec import JobState, parse_time
 from .store import JobRow
 from .terminal import job_json, line, print_json, print_text, when
 from .tracker import step_all, tracker
-from .verbs import bring_up_to_date, parse_states
+from .verbs import bring_up_to_date
 
 _LOOK = 1.0
 """Seconds between two looks for new jobs."""
@@ -109,7 +109,7 @@ def practice(arguments: Namespace) -> int:
             print_text(f"practice cluster {name!r} is down, and its pool is gone")
         return 0
     if arguments.action == "up":
-        line.show(f"starting a Slurm of {arguments.nodes} nodes …")
+        line.show("starting a Slurm …")
         cluster = slurm_up(name, nodes=arguments.nodes, cpus=arguments.cpus, accounting=arguments.accounting)
     else:
         cluster = slurm_load(name)
@@ -143,7 +143,9 @@ End it:    jupyter hybrid practice slurm down{option}"""
 
 
 def clean(arguments: Namespace) -> int:
-    """Remove finished jobs, after asking on a terminal."""
+    """Remove finished jobs, after asking; where nobody can be asked, only with --yes."""
+    if not (arguments.yes or arguments.dry_run or sys.stdin.isatty()):
+        raise HybridError("clean removes jobs with their results: --yes confirms it, --dry-run shows what it would be")
     given = arguments.older_than or ("0s" if arguments.ids else "30d")
     age = 0.0 if given.strip("smhdw ") == "0" else parse_time(given).total_seconds()
     bring_up_to_date()
@@ -156,7 +158,7 @@ def clean(arguments: Namespace) -> int:
             print_text(repr(Table((_clean_line(each) for each in found), _CLEAN_COLUMNS, "")))
         print_text(f"{jobs}, {_bytes(total)}")
     doing = bool(found) and not arguments.dry_run
-    if doing and not arguments.yes and sys.stdin.isatty():
+    if doing and not arguments.yes:
         sys.stdout.flush()
         sys.stderr.write(f"Remove {jobs} with all results? [y/N] ")
         sys.stderr.flush()

@@ -9,7 +9,7 @@ import threading
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from . import config, launch, listing
 from .cli import RESOURCES
 from .errors import HybridError, PoolUnreachable, RemoteError
 from .handles import ArrayJob, Job, job
-from .listing import JOB_COLUMNS, Table, duration, job_line
+from .listing import JOB_COLUMNS, Table, duration, job_line, parse_states
 from .pool import default_store, get_pool
 from .progress import RUNNING
 from .run import Run
@@ -30,15 +30,6 @@ _ANSWER = 5.0
 """Seconds that a scheduler is given to answer before the list of jobs is shown as it is known."""
 _DELIVER = 30.0
 """Seconds that a scheduler is given to take a job or to end one."""
-
-
-def parse_states(given: Sequence[str]) -> list[JobState]:
-    """Return the states that options name, separated by commas or given several times."""
-    words = [word.strip().upper() for text in given for word in text.split(",") if word.strip()]
-    try:
-        return [JobState(word) for word in words]
-    except ValueError as error:
-        raise HybridError(f"{error}; states are {', '.join(state.value for state in JobState)}") from None
 
 
 def jobs(arguments: Namespace) -> int:
@@ -351,9 +342,21 @@ def wait(arguments: Namespace) -> int:
 
 
 def result(arguments: Namespace) -> int:
-    """Show the result of a job or a task."""
+    """Show the result of a job or a task; as JSON also why there is none."""
     handle = job(arguments.id)
     task = _task(handle, arguments.task)
+    try:
+        text = _result_text(handle, task, arguments.json)
+    except HybridError as error:
+        if arguments.json:
+            cause = handle[task].cause if isinstance(handle, ArrayJob) and task is not None else handle.cause
+            print_json({"id": handle.id, "task": task, "error": str(error), "cause": cause})
+        raise
+    print_text(text)
+    return 0
+
+
+def _result_text(handle: Job | ArrayJob, task: int | None, as_json: bool) -> str:
     # Values may be of the user's own modules, which the job found in its folder.
     sys.path.insert(0, handle.spec.settings.get("directory") or "")
     part: Any = handle[task] if isinstance(handle, ArrayJob) and task is not None else handle
@@ -368,15 +371,12 @@ def result(arguments: Namespace) -> int:
     except Exception as error:  # noqa: BLE001  the user's own, shown as it came
         words = error.__cause__ if isinstance(error.__cause__, RemoteError) else f"{type(error).__name__}: {error}"
         raise HybridError(f"the job raised an exception\n{str(words).strip()}") from None
-    if not arguments.json:
-        print_text(repr(value))
-        return 0
+    if not as_json:
+        return repr(value)
     try:
-        text = json.dumps(value, default=_plain, allow_nan=False, indent=2, ensure_ascii=False)
+        return json.dumps(value, default=_plain, allow_nan=False, indent=2, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise HybridError(f"JSON cannot hold the result of job {handle.id}: {error}") from None
-    print_text(text)
-    return 0
 
 
 def _plain(value: Any) -> Any:

@@ -362,7 +362,7 @@ def test_outputs_inputs_and_sizes() -> None:
     assert (job.out, job.explicit_out) == (("y", "i", "f"), False)
     assert job.sizes["x"] > 50_000
     assert frames.decode(job.frames)["inputs"] == job.inputs
-    assert capture.collect("y = x", namespace, outputs=["q", "y"]).out == ("q", "y")
+    assert capture.collect("q = y = x", namespace, outputs=["q", "y"]).out == ("q", "y")
 
 
 def notebook_function(source: str, **namespace: object) -> Any:
@@ -400,3 +400,80 @@ def test_arguments_and_what_functions_read_are_checked() -> None:
         CaptureError, match=r"function 'f', global 'table' \(bytearray\) has 3.0 MB; the limit is 1.0 MB"
     ):
         capture.check_function(heavy, limit=1 << 20)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "nosuch = 1",
+        "if c:\n  nosuch = 1",
+        "def f():\n  global nosuch\n  nosuch = 1\nf()",
+        "import nosuch",
+        "for nosuch in []: pass",
+        "given.append(1)",
+        "exec('nosuch = 1')",
+        "globals()['nosuch'] = 1",
+        "from os import *",
+        "def f():\n  exec('nosuch = 1', globals())\nf()",
+        "%run other.py",
+        "%unknown_magic",
+        "%%capture nosuch\n1",
+        "get_ipython().push({'nosuch': 1})",
+        "import __main__\n__main__.nosuch = 1",
+        "binds()",
+        "hidden()",
+        "Binder().bind()",
+    ],
+)
+def test_what_a_cell_may_assign_can_be_asked_back(source: str) -> None:
+    namespace: dict[str, Any] = {"__name__": "__main__", "c": 1, "given": [], "nosuch": 0}
+    functions = """
+def binds():
+    global nosuch
+    nosuch = 1
+def hidden():
+    globals()['nosuch'] = 1
+class Binder:
+    @staticmethod
+    def bind():
+        def inner():
+            global nosuch
+            nosuch = 1
+        inner()
+"""
+    wanted = ["given" if "given" in source else "nosuch"]
+    if source.startswith(("binds", "hidden", "Binder")):
+        exec(functions, namespace)
+    assert capture.collect(source, namespace, outputs=wanted).out == tuple(wanted)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("score = 1", "'scores'; did you mean 'score'?"),
+        ("scores = 1\ndel scores", "'scores'"),
+        ("print(data)", "'scores'"),  # the notebook has such a variable, the node does not
+        ("def f():\n  scores = 1\nf()", "'scores'"),
+        ("!ls", "'scores'"),
+        ("%time x = 1", "'scores'"),
+        ("[scores for scores in data]", "'scores'"),
+    ],
+)
+def test_what_a_cell_never_assigns_is_refused(source: str, words: str) -> None:
+    namespace = {"__name__": "__main__", "data": [1], "scores": 2, "len": len}
+    with pytest.raises(CaptureError) as caught:
+        capture.collect(source, namespace, outputs=["scores"])
+    assert f"--out names what the cell does not assign: {words}" in str(caught.value)
+
+
+def test_names_of_the_array_can_be_asked_back() -> None:
+    assert capture.collect("y = seed", {}, outputs=["seed", "y"], extra_names=["seed"]).out == ("seed", "y")
+
+
+def test_only_own_names_are_near_to_in() -> None:
+    with pytest.raises(CaptureError, match=r"'pirnt'$"):
+        capture.collect("y = 1", {}, inputs=["pirnt"])
+    with pytest.raises(CaptureError, match="did you mean 'print'"):
+        capture.collect("pirnt(1)", {})
+    with pytest.raises(CaptureError, match="did you mean 'paint'"):
+        capture.collect("y = 1", {"paint": 1}, inputs=["pint"])

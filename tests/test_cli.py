@@ -132,7 +132,11 @@ def test_jupyter_finds_it() -> None:
     ("argv", "code", "words"),
     [
         ([], 2, ""),
-        (["jbos"], 2, "jbos"),
+        (["jbos"], 2, "no verb 'jbos'; did you mean 'jobs'?"),
+        (["jobs", "--stat", "running"], 2, "jobs: error: '--stat' is not understood; did you mean '--state'?"),
+        (["retry", "x", "--memroy=5G"], 2, "did you mean '--memory'?"),
+        (["jobs", "--state", "RUNING"], 1, "no state 'RUNING'; did you mean 'RUNNING'?"),
+        (["clean", "--older-than", "0"], 1, "--yes confirms it"),
         (["jobs", "--limit", "0"], 2, "whole number"),
         (["jobs", "--state", "DONE"], 1, "states are NEW"),
         (["jobs", "--pool", "lokal"], 1, "did you mean 'local'"),
@@ -141,7 +145,7 @@ def test_jupyter_finds_it() -> None:
         (["wait", "x", "--timeout", "soon"], 1, "not a duration"),
         (["result", "../x"], 1, "no job"),
         (["doctor", "hpc"], 1, "no pool 'hpc'"),
-        (["clean", "--state", "RUNNING"], 1, "only finished jobs"),
+        (["clean", "--state", "RUNNING", "--dry-run"], 1, "only finished jobs"),
         (["track", "--once", "--until-idle"], 2, "not allowed"),
         (["practice", "slurm", "status", "--name", "nosuch"], 1, "no practice cluster"),
     ],
@@ -274,6 +278,10 @@ def test_what_failed_is_run_again_with_other_resources(tmp_path: Path) -> None:
     failed = answer("wait", array.id, code=1)
     assert (failed[0]["state"], failed[0]["done"], failed[0]["failed"]) == ("FAILED", 1, 1)
     assert "FileNotFoundError" in cli("result", array.id, code=1).stderr
+    for options in ([], ["--task", "1"]):
+        said = answer("result", array.id, *options, code=1)
+        assert (said["id"], said["cause"]) == (array.id, "USER_ERROR")
+        assert f"FileNotFoundError: {wanted}" in said["error"]
     wanted.touch()
     assert answer("retry", array.id, "--time", "5min", "--memory", "1G")["tasks_run_again"] == 1
     assert "COMPLETED" in cli("wait", array.id, "--timeout", "2min").stdout
@@ -317,6 +325,8 @@ def test_results_are_shown_as_text_and_as_json(tmp_path: Path) -> None:
     assert "JSON cannot hold" in cli("result", nan.id, "--json", code=1).stderr
     waiting = running(tmp_path / "go")
     assert f"jupyter hybrid wait {waiting.id}" in cli("result", waiting.id, code=1).stderr
+    said = answer("result", waiting.id, code=1)
+    assert ("is RUNNING" in said["error"], said["cause"]) == (True, None)
     cli("cancel", waiting.id)
     assert "was cancelled" in cli("result", waiting.id, code=1).stderr
 
@@ -378,14 +388,16 @@ def test_only_finished_jobs_are_cleaned(tmp_path: Path) -> None:
     bad = hy.Executor("local").submit(int, "x")
     until(lambda: bad.state.final)
     dependent = hy.Executor("one", after=[active, first]).submit(abs, 1)
-    assert answer("clean")["found"] == []  # nothing is 30 days old
+    assert answer("clean", "--yes")["found"] == []  # nothing is 30 days old
     found = answer("clean", "--older-than", "0s", "--dry-run")
     assert [each["id"] for each in found["found"]] == [second.id, bad.id]  # the first is waited for
     assert found["bytes"] > 0
     assert found["removed"] == []
-    assert "is RUNNING; only finished" in cli("clean", active.id, code=1).stderr
-    assert f"{dependent.id} waits for it" in cli("clean", first.id, code=1).stderr
-    assert answer("clean", "--older-than", "0", "--state", "failed")["removed"] == [bad.id]
+    assert "is RUNNING; only finished" in cli("clean", active.id, "--yes", code=1).stderr
+    assert f"{dependent.id} waits for it" in cli("clean", first.id, "--yes", code=1).stderr
+    cli("clean", "--older-than", "0", "--state", "failed", code=1)  # nobody can be asked
+    assert bad.folder.exists()
+    assert answer("clean", "--older-than", "0", "--state", "failed", "--yes")["removed"] == [bad.id]
     assert not bad.folder.exists()
     assert second.folder.exists()
     go.touch()
@@ -418,7 +430,7 @@ def test_cleaning_asks_on_a_terminal(reply: str, left: int) -> None:
 def test_a_removed_job_holds_up_no_other_process() -> None:
     gone, kept = done(), done()
     watcher = hy.job(kept.id)
-    answer("clean", gone.id)
+    answer("clean", gone.id, "--yes")
     assert done(9).result(DEADLINE) == 9
     assert watcher.result(DEADLINE) == 1
     with pytest.raises(hy.HybridError, match="no job"):

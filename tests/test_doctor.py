@@ -113,7 +113,20 @@ pools:
     assert "before its worker began (exit status 3)" in breaks.text
     assert "jupyter hybrid logs" in breaks.advice
     assert found(report, "round trip", "good").status == OK
-    assert len(left(home)) == 3  # those whose logs tell why
+    assert len(left(home)) == 2  # those whose logs tell why
+
+
+def test_a_storage_folder_that_was_made_is_told(tmp_path: Path, configure: Callable[[str], Path]) -> None:
+    root = tmp_path / "made"
+    path = configure(f"pools: {{hpc: {{kind: slurm, storage: {root}}}, desk: {{kind: local, storage: {root}}}}}")
+    first, second = doctor._storage(get_pool("hpc")), doctor._storage(get_pool("hpc"))
+    assert root.is_dir()
+    assert first.text.endswith("it was not there and has been made")
+    assert first.status == WARNING  # a folder of this machine, for a cluster
+    assert f"if the nodes do not see it, remove it and set 'storage:' of pool 'hpc' ({path}:1)" in first.advice
+    assert (second.status, "made" in second.text.removeprefix(str(root))) == (OK, False)
+    root.rmdir()
+    assert doctor._storage(get_pool("desk")).status == OK
 
 
 @pytest.mark.skipif(not OTHER_PYTHON.exists(), reason=f"no {OTHER_PYTHON}")

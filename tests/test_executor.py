@@ -411,3 +411,54 @@ def test_environment_of_an_outer_scheduler_is_not_taken_for_ones_own(monkeypatch
         monkeypatch.setenv(name, "77")
     job = hy.Executor("local").submit(lambda: __import__("os").environ["HYBRID_NATIVE_ID"])
     assert job.result(DEADLINE) == job.native_id
+
+
+def test_what_a_pool_can_never_run_is_refused_before_submission(tmp_path: Path) -> None:
+    (tmp_path / "script.sh").write_text("true")
+    for asked, words in (
+        ({"cpus": 4096}, "'local' can never run this: it asks for 4096 cpus, it has "),
+        ({"tasks_per_node": 4096}, r"4096 cpus \(4096 processes of 1\), it has "),
+        ({"memory": "900T"}, r"memory 900T, it has [\d.]+[GT]\. "),
+        ({"gpus": 1}, "1 gpu, it has none.*say how many as 'gpus:' of pool 'local' in hybrid.yaml"),
+        ({"gpus": 2, "nodes": 2}, "2 nodes, it is one machine; and for 2 gpus, it has none"),
+    ):
+        for use in (hy.Executor, lambda **asked: hy.submit_script("script.sh", **asked)):
+            with pytest.raises(ResourceError, match=words):
+                use(**asked)
+    assert not hy.jobs()
+
+
+def test_what_one_machine_does_not_have_is_ignored_with_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "script.sh").write_text("true")
+    with pytest.warns(UserWarning, match="partition, extra: ignored, .* on pool 'local'") as warned:
+        ex = hy.Executor("local", partition="gpu", extra={"reservation": "course"})
+    assert warned[0].filename == __file__
+    assert ex.submit(len, "abc").result(DEADLINE) == 3
+    with pytest.warns(UserWarning, match="account: ignored") as warned:
+        hy.submit_script("script.sh", account="me").result(DEADLINE)
+    assert warned[0].filename == __file__
+
+
+def test_keywords_of_the_executor_are_not_handed_on_in_silence() -> None:
+    def area(radius: float) -> float:
+        return 3 * radius
+
+    words = r"hands pool, cpus on to area\(\).*hy\.Executor\(pool='hpc', cpus=4\)\.submit\(area, \.\.\.\)"
+    with pytest.raises(TypeError, match=words):
+        hy.submit(area, 1, pool="hpc", cpus=4)
+    assert not hy.jobs()
+    assert hy.submit(dict, pool="hpc").result(DEADLINE) == {"pool": "hpc"}
+    assert hy.submit(lambda **rest: rest, memory=1).result(DEADLINE) == {"memory": 1}
+    assert isinstance(hy.submit(area, redius=1).exception(DEADLINE), TypeError)  # as any executor does
+
+
+def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "file").touch()
+    assert hy.Executor("local", directory="below").submit(os.getcwd).result(DEADLINE) == str(tmp_path / "below")
+    for name, words in (("nosuch", "nosuch does not exist: make it"), ("file", "file is no folder")):
+        with pytest.raises(hy.HybridError, match=words):
+            hy.Executor("local", directory=name)
+        with pytest.raises(hy.HybridError, match=words):
+            hy.submit_script("file", directory=name)
+    assert len(hy.jobs()) == 1

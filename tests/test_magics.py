@@ -159,6 +159,24 @@ def test_variables_expand_on_the_line(run: Run) -> None:
     assert array.results(60) == [0, 1, 2]
 
 
+def test_what_one_machine_does_not_have_is_ignored_and_told(run: Run, capsys: Any) -> None:
+    for option, value in (("", 1), ("--bash", 0)):
+        job = run(f"%%local --partition gpu --qos high {option}\ny=1")
+        said = "partition, qos: ignored, such things do not exist on pool 'local' of kind 'local'"
+        assert capsys.readouterr().out.count(said) == 1
+        assert job.result(60) == value
+    run("%%local\ny = 1").result(60)
+    assert "ignored" not in capsys.readouterr().out
+
+
+def test_a_relative_directory_is_that_of_the_notebook(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    assert run("%%local --directory below\nimport os\nd = os.getcwd()").result(60) == str(tmp_path / "below")
+    job = run("%%local --directory below --bash\npwd")
+    job.result(60)
+    assert job.logs() == f"{tmp_path / 'below'}\n"
+
+
 # --- arrays ---------------------------------------------------------------------------------------------------------
 
 
@@ -314,10 +332,25 @@ BAD = {
     "array scalar": ("%%local --array i=3\nx = i", UsageError, "TypeError: 'int' object is not iterable"),
     "array values": ("%%local --array i=[stream]\nx = 1", CaptureError, "the arguments of task 0, .* cannot travel"),
     "bash out": ("%%local --bash --out x\ntrue", UsageError, "--out is for cells of Python"),
-    "verb": ("%hybrid job", UsageError, "invalid choice: 'job'"),
+    "verb": ("%hybrid jbos", UsageError, "no verb 'jbos'; did you mean 'jobs'?"),
     "verb option": ("%hybrid jobs --stat running", UsageError, "unknown option --stat; did you mean '--state'?"),
     "verb job": ("%hybrid logs nojob", JobNotFound, "nojob"),
-    "state": ("%hybrid jobs --state runing", hy.HybridError, "states are NEW, PENDING"),
+    "state": (
+        "%hybrid jobs --state runing",
+        hy.HybridError,
+        "did you mean 'RUNNING'? (states are NEW",
+    ),
+    "too many cpus": ("%%local --cpus 4096\nx = 1", ResourceError, "it asks for 4096 cpus, it has"),
+    "too much memory": ("%%local --memory 900T\nx = 1", ResourceError, "it asks for memory 900T, it has"),
+    "gpus": ("%%local --gpus 1\nx = 1", ResourceError, "it asks for 1 gpu, it has none"),
+    "nodes": ("%%local --nodes 2 --dry-run\nx = 1", ResourceError, "it asks for 2 nodes, it is one machine"),
+    "bash cpus": ("%%local --cpus 4096 --bash\ntrue", ResourceError, "it asks for 4096 cpus"),
+    "directory": ("%%local --directory nosuch\nx = 1", hy.HybridError, "nosuch does not exist: make it"),
+    "bash directory": ("%%local --bash --directory nosuch\ntrue", hy.HybridError, "nosuch does not exist"),
+    "empty": ("%%local\n\n  # nothing\n", UsageError, "there is nothing to run in this cell"),
+    "empty script": ("%%local --bash\n#!/bin/sh\n", UsageError, "there is nothing to run in this cell"),
+    "out": ("%%local --out scores\nscore = 1", CaptureError, "does not assign: 'scores'; did you mean 'score'?"),
+    "in": ("%%local --in prin\nx = 1", CaptureError, "--in names what the notebook does not have: 'prin'$"),
 }
 
 
@@ -407,6 +440,15 @@ def test_cancel_and_retry(run: Run, shell: Any) -> None:
     assert run("%hybrid retry job --memory 300M") is job
     assert job.result(60) == 7
     assert job.run.folder.attempts()[-1].resources.memory == 300 * 2**20
+
+
+def test_there_is_nothing_to_retry(run: Run, capsys: Any) -> None:
+    run("%%local --as job --out y\ny = 1")
+    run("job").result(60)
+    capsys.readouterr()
+    assert run("%hybrid retry job") is None
+    assert f"job {run('job').id}: nothing to run again, all results are intact" in capsys.readouterr().out
+    assert len(run("job").run.folder.attempts()) == 1
 
 
 def test_the_result_of_a_function_is_the_value_of_the_line(run: Run) -> None:

@@ -21,6 +21,7 @@ from jupyter_hybrid.spec import (
     new_id,
     parse_memory,
     parse_time,
+    round_memory,
 )
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -233,3 +234,14 @@ def test_a_spec_survives_json_text(asked, name, tasks, after, mapping):
 def test_memory_without_a_unit_is_asked_for_one():
     with pytest.raises(ResourceError, match=r"memory '16' is only 16 bytes; give a unit, like 16G or 16M"):
         Resources.parse(memory="16")
+
+
+@given(st.integers(1, 2**60))
+def test_rounded_memory_is_never_more_and_short(amount):
+    text = round_memory(amount)
+    assert 0.9 * amount <= parse_memory(text) <= amount
+    assert len(text) <= 7
+
+
+def test_rounded_memory():
+    assert [round_memory(n) for n in (24684092 * 1024, 2**30, 1023, 1536)] == ["23.5G", "1G", "1023", "1.5K"]

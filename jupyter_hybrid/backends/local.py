@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import process
-from ..errors import PoolUnreachable, SubmitRejected, SubmitUnclear
-from ..spec import Cause, JobState, Resources, format_memory
+from ..errors import PoolUnreachable, ResourceError, SubmitRejected, SubmitUnclear
+from ..spec import Cause, JobState, Resources, format_memory, round_memory
 from . import proctree
 from .base import Observation, PoolSnapshot, Submission
 from .spool import LIVE, alive, connect, has_any
@@ -29,6 +29,7 @@ from .spool import LIVE, alive, connect, has_any
 if TYPE_CHECKING:
     from ..config import PoolConfig
 
+_IGNORED = ("partition", "qos", "account", "constraint", "extra")
 FAILED_STARTS = 5
 """So many supervisors in a row that did not come up make the pool unreachable; each further call still tries."""
 
@@ -74,7 +75,10 @@ class LocalBackend:
 
     def submit(self, submission: Submission) -> str:
         """Put a submission into the queue; with a tag that is there already, only return its native id."""
-        self._refuse(submission.resources)
+        try:
+            self.check(submission.resources)
+        except ResourceError as error:
+            raise SubmitRejected(str(error)) from None
         try:
             os.makedirs(submission.logs, exist_ok=True)
         except OSError as error:
@@ -183,18 +187,32 @@ class LocalBackend:
             memory=self.memory,
         )
 
-    def _refuse(self, resources: Resources) -> None:
+    def check(self, resources: Resources) -> list[str]:
+        """Return the names of what is asked for and has no meaning on one machine; it is ignored.
+
+        Raises
+        ------
+        ResourceError
+            It asks for more than there is, and could never start.
+        """
         wrong = []
         if resources.nodes > 1:
             wrong.append(f"{resources.nodes} nodes, it is one machine")
         if resources.total_cpus > self.cpus:
-            wrong.append(f"{resources.total_cpus} cpus, it has {self.cpus}")
+            factors = f" ({resources.nodes * resources.tasks_per_node} processes of {resources.cpus})"
+            product = factors if resources.total_cpus > resources.cpus else ""
+            wrong.append(f"{resources.total_cpus} cpus{product}, it has {self.cpus}")
         if (resources.memory or 0) > self.memory:
-            wrong.append(f"{format_memory(resources.memory or 0)} of memory, it has {format_memory(self.memory)}")
+            wrong.append(f"memory {format_memory(resources.memory or 0)}, it has {round_memory(self.memory)}")
         if resources.gpus > self.gpus:
-            wrong.append(f"{resources.gpus} gpus, it has {self.gpus}")
+            wrong.append(f"{resources.gpus} gpu{'s' * (resources.gpus != 1)}, it has {self.gpus or 'none'}")
         if wrong:
-            raise SubmitRejected(f"pool {self.pool} can never run this job: it asks for {'; and for '.join(wrong)}")
+            said = f"pool {self.pool!r} can never run this: it asks for {'; and for '.join(wrong)}"
+            advice = "ask for less, or choose a larger pool (hy.pools() lists them)"
+            if resources.gpus > self.gpus == 0:
+                advice += f"; if this machine has gpus, say how many as 'gpus:' of pool {self.pool!r} in hybrid.yaml"
+            raise ResourceError(f"{said}. What to do: {advice}")
+        return [name for name in _IGNORED if getattr(resources, name)]
 
     def _after(self, database: sqlite3.Connection, after: Sequence[str]) -> list[int]:
         for native_id in after:

@@ -342,8 +342,8 @@ def test_dependencies(lab):
     [
         ({"cpus": 3}, "3 cpus, it has 2"),
         ({"tasks_per_node": 3}, "3 cpus"),
-        ({"memory": "2G"}, "2G of memory, it has 1G"),
-        ({"gpus": 1}, "1 gpus, it has 0"),
+        ({"memory": "2G"}, "memory 2G, it has 1G"),
+        ({"gpus": 1}, "1 gpu, it has none"),
         ({"nodes": 2}, "it is one machine"),
     ],
 )

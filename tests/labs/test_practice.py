@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from jupyter_hybrid.errors import HybridError
-from jupyter_hybrid.practice import PracticeSlurm, slurm_down, slurm_load, slurm_up
+from jupyter_hybrid.practice import PracticeSlurm, _must_be, slurm_down, slurm_load, slurm_up
 from jupyter_hybrid.process import run
 
 DEADLINE = 120.0
@@ -162,7 +162,12 @@ def test_up_registers_and_down_leaves_nothing(short: Path, tmp_path: Path) -> No
     assert yaml.safe_load(fragment.read_text()) == cluster.pool_fragment()
     assert slurm_load(short) == cluster
     before = cluster.status()["daemons"]
-    assert slurm_up("course", folder=short) == cluster
+    assert slurm_up("course", folder=short) == slurm_up("course", nodes=2, cpus=2, folder=short) == cluster
+    for other in ({"nodes": 3}, {"cpus": 4}):
+        with pytest.raises(HybridError, match=r"up already, with 2 nodes of 2 cpus, without.*slurm down --name course"):
+            slurm_up("course", folder=short, **other)
+    with pytest.raises(HybridError, match="without accounting"):
+        _must_be(cluster, None, None, accounting=True)
     assert cluster.status()["daemons"] == before
     assert "MaxArraySize            = 11" in command(cluster, "scontrol", "show", "config")
     with pytest.raises(AssertionError, match="Invalid job array"):
