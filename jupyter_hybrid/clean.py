@@ -97,9 +97,10 @@ def size(folder: Path) -> int:
 
 
 def remove(row: JobRow) -> bool:
-    """Remove a finished job; return ``False`` if it has been retried in the meantime.
+    """Remove a finished job; return ``False`` if it has been retried in the meantime, or is at this moment.
 
-    The folder goes first: what is left of an interrupted removal is a row, which the next one finds.
+    The folder goes first: what is left of an interrupted removal is a row, which the next one finds. Without its
+    ``spec.json`` it is no job any more; the rest goes when the lock is free, since NFS keeps a file that is open.
 
     Raises
     ------
@@ -110,7 +111,13 @@ def remove(row: JobRow) -> bool:
     if not store.job(row.id).state.final:
         return False
     folder = RunFolder(Path(row.folder))
-    folder.remove()
+    with contextlib.suppress(OSError):  # told below
+        if folder.path.exists():
+            with folder.submitting() as lock:
+                if lock is None or not store.job(row.id).state.final:
+                    return False
+                (folder / "spec.json").unlink(missing_ok=True)
+        folder.remove()
     if folder.path.exists():
         raise HybridError(f"job {row.id}: {folder.path} cannot be removed; remove it, then clean again")
     store.remove_job(row.id)

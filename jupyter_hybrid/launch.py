@@ -302,6 +302,8 @@ def retry(run: Run, **resources: Any) -> int:
     with run.folder.submitting() as lock:
         if lock is None or store.job(run.row.id).attempt != run.row.attempt:
             raise HybridError(f"job {run.row.id} is being retried by another process")
+        if not (run.folder / "spec.json").exists():
+            raise JobNotFound(f"job {run.row.id}: its run folder {run.folder.path} was removed")
         attempts = run.folder.attempts()
         number = len(attempts) + 1
         first = attempts[-1].first + attempts[-1].batches if attempts else 0

@@ -350,12 +350,6 @@ class Storage:
                 ) from error
             raise
 
-    def folder(self, job_id: str) -> RunFolder:
-        """Return the run folder of a job."""
-        if not ID_PATTERN.fullmatch(job_id):
-            raise JobNotFound(f"{job_id!r} is not a job id")
-        return RunFolder(self.root / job_id)
-
     def folders(self) -> Iterator[RunFolder]:
         """Yield every complete run folder."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.root) as entries:
