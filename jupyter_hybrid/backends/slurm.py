@@ -34,8 +34,8 @@ from .slurm_output import (
 
 _EXTRA = re.compile(r"[a-z][a-z0-9-]*")
 _OURS = frozenset(
-    {"array", "chdir", "comment", "help", "job-name", "open-mode", "output", "parsable", "quiet", "test-only", "usage"}
-    | {"version", "wait", "wrap"}
+    {"array", "chdir", "comment", "error", "help", "job-name", "open-mode", "output", "parsable", "quiet", "test-only"}
+    | {"usage", "version", "wait", "wrap"}
 )
 """Options of sbatch that would break what a submission promises."""
 
@@ -99,7 +99,7 @@ def submit_command(submission: Submission) -> list[str]:
     for key, value in wanted.extra.items():
         if not _EXTRA.fullmatch(key):
             raise ResourceError(f"extra option {key!r} is no name of an sbatch option; write it like 'reservation'")
-        if key in _OURS:
+        if key in _OURS or (key == "dependency" and submission.after):
             raise ResourceError(f"extra option {key!r} is set by jupyter_hybrid itself; leave it out")
         argv += [f"--{key}" if value is None else f"--{key}={value}"]
     return [*argv, str(submission.script)]
@@ -152,6 +152,8 @@ _ACCOUNTING_PAUSE = 60.0
 _ACCOUNTING_LAG = (0.1, 0.2, 0.4, 0.8)
 _HARMLESS = re.compile(r"Invalid job id|already (?:completing|completed|finished)|has already finished")
 _RANGES = 500
+_WATCHED = 100
+"""Submissions remembered beyond those that were asked for last."""
 
 
 def available(env: Mapping[str, str] | None = None) -> str | None:
@@ -219,24 +221,17 @@ class SlurmBackend:
         """Return the native id of each tag among the user's jobs of the last 30 days.
 
         Where there is an accounting database it must answer too, if ``squeue`` does not know all: a job that ended
-        while nobody looked would be submitted a second time otherwise.
+        while nobody looked, or went to another cluster (``extra={"clusters": …}``, which takes such a database),
+        would be submitted a second time otherwise.
         """
         wanted = set(tags)
         if not wanted:
             return {}
         found = parse_names(self._ask("squeue", "-h", "-t", "all", self._jobs_of, "-o", "%F|%T|%r|%j"), wanted)
         if wanted - found.keys() and self._accounting(""):
-            past = self._ask(
-                "sacct",
-                "-n",
-                "-P",
-                "-X",
-                "-S",
-                "now-30days",
-                *self._account_of,
-                "--format=JobID,State,NodeList,JobName",
-            )
-            found = {**parse_names(past, wanted), **found}
+            command = ["sacct", "-n", "-P", "-X", "-L", "-S", "now-30days", *self._account_of]
+            past = self._ask(*command, "--format=Cluster,JobID,State,NodeList,JobName")
+            found = {**parse_names(past, wanted, self._config("").get("ClusterName", "")), **found}
         return found
 
     def query(self, native_ids: Sequence[str]) -> Sequence[Observation]:
@@ -258,10 +253,15 @@ class SlurmBackend:
         for batch in parse_squeue(self._ask(*command)):
             if batch.native_id in listed:
                 listed[batch.native_id][batch.index] = batch
+        # The ones asked for now come last; the first are forgotten.
+        watches = {native_id: self._watched.pop(native_id, _Watch()) for native_id in native_ids}
+        self._watched.update(watches)
+        for native_id in list(self._watched)[: -len(watches) - _WATCHED]:
+            self._watched.pop(native_id, None)
         questions: list[str] = []
         for native_id in native_ids:
             number = native_id.partition(";")[0]
-            now, watch = listed[number], self._watched.setdefault(native_id, _Watch())
+            now, watch = listed[number], watches[native_id]
             self._note_removed(cluster, watch, now)
             new = watch.asked is None
             missing = watch.open.keys() - now.keys() - watch.ended.keys()
@@ -274,7 +274,7 @@ class SlurmBackend:
         account = self._ended(cluster, questions, listed)
         for native_id in native_ids:
             number = native_id.partition(";")[0]
-            now, watch = listed[number], self._watched[native_id]
+            now, watch = listed[number], watches[native_id]
             unlisted = dict(watch.open)
             known = account.get(number, {})
             if all(batch.state.final for batch in now.values()):

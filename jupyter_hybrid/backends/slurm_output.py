@@ -274,20 +274,22 @@ def parse_sacct(text: str) -> dict[_Key, Observation]:
     return seen
 
 
-def parse_names(text: str, tags: Iterable[str]) -> dict[str, str]:
+def parse_names(text: str, tags: Iterable[str], local: str = "") -> dict[str, str]:
     """Return the id of each tag, from lines of ``id|state|what|name`` with the reason or the nodes as third.
 
-    A refused ``sbatch`` may leave a FAILED record that never started. It is no submission.
+    A cluster in front of the id becomes part of it (``id;cluster``), unless it is the local one. A refused ``sbatch``
+    may leave a FAILED record that never started. It is no submission.
     """
     wanted = set(tags)
     found: dict[str, str] = {}
     for line in text.splitlines():
-        match = re.fullmatch(r"(\d+)[^|]*\|([^|]*)\|([^|]*)\|(.*)", line)
-        if match is None or (match[2] == "FAILED" and match[3] in ("BadConstraints", "None assigned")):
+        match = re.fullmatch(r"(?:([\w-]*)\|)?(\d+)[^|]*\|([^|]*)\|([^|]*)\|(.*)", line)
+        if match is None or (match[3] == "FAILED" and match[4] in ("BadConstraints", "None assigned")):
             continue
-        tag = ".".join(match[4].split(".")[-3:])
+        tag = ".".join(match[5].split(".")[-3:])
         if tag in wanted:
-            found.setdefault(tag, match[1])
+            away = match[1] if match[1] != local else ""
+            found.setdefault(tag, f"{match[2]};{away}" if away else match[2])
     return found
 
 

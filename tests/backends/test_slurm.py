@@ -160,10 +160,16 @@ class TestSubmit:
     def test_a_positive_priority_is_not_in_the_users_hands(self) -> None:
         assert "nice" not in options(resources=Resources(priority=10))
 
-    @pytest.mark.parametrize("key", ["array", "wrap", "parsable", "Bad", "a b", "--mem", "a=b", "", "wait"])
+    @pytest.mark.parametrize("key", ["array", "wrap", "parsable", "Bad", "a b", "--mem", "a=b", "", "wait", "error"])
     def test_extra_options_that_would_break_the_submission(self, key: str) -> None:
         with pytest.raises(ResourceError, match="extra option"):
             submit_command(submission(resources=Resources(extra={key: "1"})))
+
+    def test_a_dependency_of_the_users_own_does_not_replace_after(self) -> None:
+        extra = Resources(extra={"dependency": "singleton"})
+        assert options(resources=extra)["dependency"] == "singleton"
+        with pytest.raises(ResourceError, match="'dependency'"):
+            submit_command(submission(resources=extra, after=("7",)))
 
     @pytest.mark.parametrize(
         ("name", "expected"),
@@ -447,6 +453,11 @@ class TestFind:
 
     def test_arrays_are_found_by_their_number(self) -> None:
         assert parse_names(f"17_[3-9]|PENDING|x|a.{TAG}\n17_2|RUNNING|node1|a.{TAG}", [TAG]) == {TAG: "17"}
+
+    def test_a_job_on_another_cluster_is_found_with_its_cluster(self) -> None:
+        for cluster, native_id in (("here", "17"), ("far-2", "17;far-2")):
+            assert parse_names(f"{cluster}|17_[3-9]|PENDING|None assigned|a|b.{TAG}", [TAG], "here") == {TAG: native_id}
+        assert parse_names(f"far|17|FAILED|None assigned|a.{TAG}", [TAG], "here") == {}
 
     @given(st.text(alphabet=st.characters(exclude_characters="\n\r"), max_size=20))
     def test_only_a_whole_tag_matches(self, text: str) -> None:

@@ -186,6 +186,14 @@ class TestLife:
         assert lab.backend.find([submission.tag]) == {submission.tag: native_id}
         assert lab.end(native_id).state is JobState.COMPLETED
 
+    def test_what_is_not_asked_for_any_more_is_forgotten(self, lab: Lab) -> None:
+        native_id = lab.submit("true", resources=Resources(extra={"hold": None}))
+        for start in range(100_000, 102_000, 200):
+            assert lab.backend.query([str(number) for number in range(start, start + 200)]) == []
+            assert len(lab.backend._watched) <= 300
+        [seen] = lab.query(native_id)
+        assert seen.state is JobState.PENDING
+
     def test_foreign_variables_hide_no_job(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SQUEUE_PARTITION", "short")
         monkeypatch.setenv("SLURM_JOB_ID", "4711")
@@ -454,6 +462,20 @@ class TestAccounting:
         assert (seen.state, seen.cause) == (JobState.FAILED, Cause.OUT_OF_MEMORY)
         assert seen.peak_memory is not None
         assert seen.peak_memory > 50 * 2**20
+
+    def test_a_job_on_a_named_cluster(self, accounting: Lab) -> None:
+        cluster = accounting.command("sacctmgr", "-n", "-P", "show", "cluster", "format=Cluster")
+        submission = accounting.submission("true", resources=Resources(extra={"clusters": cluster}))
+        native_id = accounting.backend.submit(submission)
+        assert native_id.endswith(f";{cluster}")
+        assert accounting.end(native_id).state is JobState.COMPLETED
+        forgotten(accounting, native_id.partition(";")[0])
+        # This is the local cluster, so it is found without its name.
+        assert accounting.backend.find([submission.tag]) == {submission.tag: native_id.partition(";")[0]}
+        waiting = accounting.submit("true", resources=Resources(extra={"clusters": cluster, "hold": None}))
+        assert accounting.query(waiting)[0].state is JobState.PENDING
+        accounting.backend.cancel(waiting)
+        assert accounting.end(waiting).state is JobState.CANCELLED
 
     def test_jobs_that_squeue_has_forgotten(self, accounting: Lab) -> None:
         array = accounting.submission("exit $SLURM_ARRAY_TASK_ID", count=2)
