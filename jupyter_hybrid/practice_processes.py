@@ -45,9 +45,11 @@ def _inspect(pid: int, conf: Path) -> Process | None:
         with open(f"/proc/{pid}/environ", "rb") as file:
             pairs = (entry.partition(b"=") for entry in file.read().split(b"\0"))
             variables = {key: value for key, _, value in pairs}
+        node = variables.get(b"SLURMD_NODENAME")
         program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
         name = program.removesuffix(" (deleted)").removesuffix("-wlm")
-        node = variables.get(b"SLURMD_NODENAME")
+        if name == "slurmstepd" and node is None:  # Slurm 24.11 gives the name to the job's processes only
+            node = _node_of_children(pid)
         if name in _DAEMONS:
             # Slurm's daemons write their title over much of their environment, but they work in the log's folder.
             ours = variables.get(b"SLURM_CONF") == os.fsencode(conf) or os.readlink(f"/proc/{pid}/cwd") == str(
@@ -58,6 +60,17 @@ def _inspect(pid: int, conf: Path) -> Process | None:
     except OSError:  # it has ended, or is another user's
         return None
     return Process(conf, pid, name, None if node is None else node.decode(errors="replace")) if ours else None
+
+
+def _node_of_children(pid: int) -> bytes | None:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        children = file.read().split()
+    for child in children:
+        with contextlib.suppress(OSError), open(f"/proc/{child}/environ", "rb") as file:
+            for entry in file.read().split(b"\0"):
+                if entry.startswith(b"SLURMD_NODENAME="):
+                    return entry.partition(b"=")[2]
+    return None
 
 
 def find_processes(conf: Path) -> list[Process]:
