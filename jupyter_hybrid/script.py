@@ -59,7 +59,11 @@ def render(
         binds = [str(folder.parent), directory, *container.get("bind", ())]
         options = " ".join(f"--bind {quote(bind)}" for bind in dict.fromkeys(binds))
         command = [container["kind"], "exec", options, quote(container["image"]), *command]
-    missing = f"{container['kind'] if container else python} is not there on the node: set 'python:' of the pool"
+    missing = (
+        f"{container['kind']} is not there on the node: load it in 'prologue:' of the pool"
+        if container
+        else f"{python} is not there on the node: set 'python:' of the pool"
+    )
     lines += [
         f"command -v {command[0]} > /dev/null || {{  # said in the run folder, where the notebook finds it",
         f"  echo {quote(missing)} >&2",

@@ -462,3 +462,30 @@ def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
         with pytest.raises(hy.HybridError, match=words):
             hy.submit_script("file", directory=name)
     assert len(hy.jobs()) == 1
+
+
+def test_efficiency_is_the_share_of_what_was_asked_for() -> None:
+    def work() -> int:
+        import time
+
+        block = bytearray(200 << 20)
+        end = time.process_time() + 0.3
+        while time.process_time() < end:
+            pass
+        return len(block)
+
+    job = hy.Executor("local", memory="1G").submit(work)
+    assert job.efficiency() == {"cpu": None, "memory": None}
+    job.result(DEADLINE)
+    until(lambda: job.state.final)
+    shares, row = job.efficiency(), job.row()
+    (batch,) = job.run.progress.batches.values()
+    assert row.cpu_seconds >= 0.3
+    assert shares["cpu"] == pytest.approx(min(1.0, row.cpu_seconds / (batch.ended - batch.started)))
+    assert shares["memory"] == row.peak_memory / 2**30
+    assert 0.2 < shares["memory"] < 0.9
+    array = hy.Executor("local").array(abs, [1, 2], batch=1)
+    array.wait(DEADLINE)
+    until(lambda: array.state.final)
+    assert array.efficiency()["memory"] is None  # nothing was asked for
+    assert 0 < (array.efficiency()["cpu"] or 0) <= 1

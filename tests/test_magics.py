@@ -266,14 +266,27 @@ def test_wait_binds_the_names_and_shows_the_outputs(run: Run, shell: Any, capsys
     assert "COMPLETED" in out
 
 
-def test_wait_for_a_failing_cell_fails_in_one_line(run: Run, capsys: Any) -> None:
+@pytest.mark.parametrize("array", ["", "--array i=[1,0]"])
+def test_wait_for_a_failing_cell_shows_its_traceback_once(array: str, run: Run, shell: Any, capsys: Any) -> None:
+    shell.user_ns["i"] = 0
     with pytest.raises(ZeroDivisionError):
-        run("%%local --as job --wait\n1 / 0")
+        run(f"%%local --as job --wait {array}\nprint('before')\n1 / i")
+    shown = re.sub(r"\x1b\[[\d;]*m", "", "".join(capsys.readouterr()))
+    assert shown.count("Traceback (most recent call last)") == 1
+    assert shown.count("----> 2 1 / i") == 1
+    assert shown.count("ZeroDivisionError: division by zero") == 2  # with the reason in the job's line
+    assert "cellmagic.py" not in shown
+    assert "cellrun.py" not in shown
+    assert array or "before" in shown
+
+
+def test_wait_for_a_job_that_ends_badly_fails_in_one_line(run: Run, capsys: Any) -> None:
+    with pytest.raises(hy.HybridError):
+        run("%%local --as job --wait --time 1s\nimport time\ntime.sleep(600)")
     shown = capsys.readouterr()
-    job = run("job")
-    assert f"ZeroDivisionError: division by zero (job {job.id})" in shown.out
-    assert "line 1" in shown.err  # the traceback of the node
-    assert "cellmagic.py" not in shown.out + shown.err
+    assert shown.out.splitlines()[-1].startswith(f"JobFailed: job {run('job').id} (")
+    assert shown.out.count("retry(time=...)") == 1
+    assert re.sub(r"\x1b\[[\d;]*m", "", shown.err).count("----> 2 time.sleep(600)") == 1  # where it was
 
 
 def test_an_interrupt_ends_the_waiting_and_not_the_job(run: Run, shell: Any) -> None:

@@ -36,30 +36,41 @@ def wait(job: Job | ArrayJob) -> None:
     Raises
     ------
     Exception
-        What the job raised; shown in one line, as its traceback is under the card.
+        What the job raised, shown with the traceback of the node; in one line if that has been shown already.
     KeyboardInterrupt
         The user waits no longer; the job goes on.
     """
+    from ..errors import JobFailed
     from ..handles import Job
     from .live import card
 
     shown = card(job, "", True)
     shown.waiting = True
+    shown.withhold_error()
     try:
         if isinstance(job, Job):
             concurrent.futures.wait([job])
         else:
             job.wait()
     except KeyboardInterrupt as error:
+        shown.settle_error(raised=False)
         said = f"waiting stopped; job {job.id} goes on. job.result() waits again, job.cancel() ends it"
-        raise _in_one_line(error, said) from None
+        raise _shown_as(error, [said]) from None
     finally:
         shown.waiting = False
         shown.refresh()
     try:
         job.result()
     except Exception as error:  # noqa: BLE001  whatever the job raised
-        raise _in_one_line(error, f"{type(error).__name__}: {error} (job {job.id})") from None
+        own = not isinstance(error, JobFailed)
+        traceback = shown.settle_error(raised=own)
+        if own and not traceback and not shown.kernel:  # in a notebook it is in the card
+            traceback = [_of_node(job, error)]
+        # Advice and the end of the log are in the card.
+        first = next(iter(str(error).splitlines()), "")
+        said = f"{type(error).__name__}: {first}" + (f" (job {job.id})" if job.id not in first else "")
+        raise _shown_as(error, traceback or [said]) from None
+    shown.settle_error(raised=False)
 
 
 def replay(outputs: list[dict[str, Any]]) -> None:
@@ -69,6 +80,16 @@ def replay(outputs: list[dict[str, Any]]) -> None:
     replay(outputs)
 
 
-def _in_one_line(error: BaseException, said: str) -> BaseException:
-    error._render_traceback_ = lambda: [said]  # type: ignore[attr-defined]
+def _of_node(job: Job | ArrayJob, error: Exception) -> str:
+    """Return the traceback of the exception that a job has raised."""
+    from ..handles import ArrayJob
+    from .card import traceback
+
+    if isinstance(job, ArrayJob) and job.spec.kind == "cell":
+        return traceback(job.failed[0])
+    return str(error.__cause__ or f"{type(error).__name__}: {error}").strip()
+
+
+def _shown_as(error: BaseException, lines: list[str]) -> BaseException:
+    error._render_traceback_ = lambda: lines  # type: ignore[attr-defined]
     return error

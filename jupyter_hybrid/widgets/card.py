@@ -277,7 +277,7 @@ def _first_failure(job: Handle, row: JobRow, label: str) -> str:
     if row.state.final:
         rest = f"{called}.results(errors='skip')"
         advice += f"; {_code(rest)} has the others; {_code(called + '.retry()')} runs only what is not done"
-    return _line(said) + _pre(_traceback(Task(job, failed))) + _line(advice)
+    return _line(said) + _pre(traceback(Task(job, failed))) + _line(advice)
 
 
 def _parameters(job: Handle, task: int) -> str:
@@ -292,7 +292,8 @@ def _parameters(job: Handle, task: int) -> str:
     return f" ({escape(said if len(said) <= 100 else said[:99] + '…')})" if said else ""
 
 
-def _traceback(task: Task) -> str:
+def traceback(task: Task) -> str:
+    """Return the end of the traceback of a failed task, that of its cell if it is one."""
     if task.array.spec.kind == "cell":
         errors = [output for output in task.outputs() if output["output_type"] == "error"]
         if errors:

@@ -79,6 +79,25 @@ class Card:
                 self.outputs.show_new()
         return self.kernel and not self.job.row().state.final
 
+    def withhold_error(self) -> None:
+        """Keep an error that comes from now on for :meth:`settle_error`."""
+        with self.lock:
+            if self.outputs is not None:
+                self.outputs.withholds = True
+
+    def settle_error(self, raised: bool) -> list[str]:
+        """Return the traceback of an error that was kept, for it is raised now; or else show it as it would have been.
+
+        The list is empty if there is none.
+        """
+        with self.lock:
+            if self.outputs is None:
+                return []
+            error, self.outputs.error, self.outputs.withholds = self.outputs.error, None, False
+            if error is not None and not raised:
+                self.outputs.show(error)
+            return list(error["traceback"]) if error is not None and raised else []
+
     def _show_buttons(self) -> None:
         if self.buttons is None:
             # A front end that can ask its user something has a user, who can press a button.
@@ -106,11 +125,13 @@ class _Outputs:
         self.total = 0
         self.slots: list[str] = []  # displays that can be updated, in order
         self.used = 0  # of them, how many show something
+        self.withholds = False  # whether an error is kept for who waits for the job, and raises it
+        self.error: dict[str, Any] | None = None
 
     def show_new(self) -> None:
         """Show what has come since the last time."""
         for output in _merged(self._new()):
-            self._show(output)
+            self.show(output)
 
     def _new(self) -> list[dict[str, Any]]:
         found = []
@@ -131,10 +152,13 @@ class _Outputs:
                         found.append(json.loads(line)["output"])
         return found
 
-    def _show(self, output: dict[str, Any]) -> None:
+    def show(self, output: dict[str, Any]) -> None:
+        """Show one output."""
         kind = output["output_type"]
         if kind == "clear_output":
             self._clear()
+        elif kind == "error" and self.withholds:
+            self.error = output
         elif not self.card.kernel:
             _print(self.card.shell, output)
         elif kind == "stream":
