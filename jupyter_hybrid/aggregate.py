@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import frames, results
 from .dataframe import arguments_of, fitted, frame_of, is_scalar, with_arguments
-from .errors import HybridError, JobFailed, RemoteError, ResultLost
+from .errors import HybridError, JobFailed, ResultLost
 from .progress import DONE, FAILED
 from .spec import Cause
 from .store import network_file_system
@@ -35,8 +35,6 @@ _PER_CORE = 4
 _PART_BYTES = 16 << 20
 """Most bytes of the results in a partition, unless a single result is larger. Of a NumPy array alone in its partition
 nothing is copied."""
-_VISIBLE = 30.0
-"""Seconds within which what a node has written must be visible on a network file system."""
 
 
 class Part:
@@ -48,14 +46,16 @@ class Part:
     ----------
     job : str
         The array's id.
+    kind : {"function", "cell", "script"}
+        What the array runs.
     name : str
         The only ``--out`` name of a cell, or empty.
     skip : bool
         Whether tasks without an intact result are left out.
     """
 
-    def __init__(self, job: str, name: str, skip: bool) -> None:
-        self.job, self.name, self.skip = job, name, skip
+    def __init__(self, job: str, kind: str, name: str, skip: bool) -> None:
+        self.job, self.kind, self.name, self.skip = job, kind, name, skip
         self.first = self.last = self.count = 0
         self.records: list[tuple[int, str, frames.Entry]] = []
         self.size = 0
@@ -85,12 +85,12 @@ def _parts(array: ArrayJob, errors: str, tasks: int | None = None) -> list[Part]
         result = progress.results[task] if mark in (DONE, FAILED) else None
         length = result.entry.length if result else 0
         if not parts or parts[-1].count >= most or parts[-1].size + length > _PART_BYTES:
-            parts.append(Part(spec.id, name, skip))
+            parts.append(Part(spec.id, spec.kind, name, skip))
             parts[-1].first = task
         part = parts[-1]
         part.last = task
         part.count += 1
-        if result is None:
+        if result is None or result.death:
             part.lost = part.lost or results.failure(run, task, losses)
             continue
         place = (result.batch, result.file)
@@ -140,7 +140,7 @@ def load(part: Part, skip: bool = False) -> Iterator[tuple[int, Any]]:
         if any(isinstance(value, frames.FrameMissing) for value in values):  # renamed between the look and the reading
             values = frames.read_entries(_visible(path, entries), entries)
         loaded.update(zip((task for task, _ in rows), values, strict=True))
-    for task, _, entry in part.records:
+    for task, path, entry in part.records:
         value = loaded.pop(task)
         if skip and (isinstance(value, frames.FrameError) or entry.kind == frames.ERROR):
             continue
@@ -148,18 +148,12 @@ def load(part: Part, skip: bool = False) -> Iterator[tuple[int, Any]]:
             text = f"the result of task {task} of job {part.job} is lost: {value}"
             raise ResultLost(text, Cause.RESULT_LOST) from value
         if entry.kind == frames.ERROR:
-            _raise(part, task, *value)
+            items = str(Path(path).parent.parent / "items.bin")
+            where = f"task {task} of job {part.job}" + results.given_to(items, task, part.kind)
+            raise results.error_of(value, where)
         yield task, value.get(part.name) if part.name and isinstance(value, dict) else value
     if part.lost is not None and not skip:
         raise part.lost
-
-
-def _raise(part: Part, task: int, problem: BaseException | None, line: str, text: str) -> None:
-    if not isinstance(problem, Exception):  # SystemExit would end the Dask worker, or the notebook's kernel
-        problem = JobFailed(line, Cause.USER_ERROR)
-    if hasattr(problem, "add_note"):  # unlike the cause, a note comes back from other processes
-        problem.add_note(f"raised by task {task} of job {part.job}")
-    raise problem from RemoteError(text)
 
 
 def _visible(path: str, entries: Sequence[frames.Entry]) -> str:
@@ -172,7 +166,7 @@ def _visible(path: str, entries: Sequence[frames.Entry]) -> str:
             if os.path.exists(name) and os.path.getsize(name) >= size:
                 return name
         if deadline is None:
-            wait = _VISIBLE if network_file_system(Path(path).parent) else 0.0
+            wait = results.VISIBLE if network_file_system(Path(path).parent) else 0.0
             deadline = time.monotonic() + wait
         if time.monotonic() >= deadline:
             return path
@@ -234,7 +228,7 @@ def to_bag(array: ArrayJob, errors: str = "raise") -> Any:
     """
     import dask.bag
 
-    parts = _parts(array, errors) or [Part(array.id, "", True)]
+    parts = _parts(array, errors) or [Part(array.id, "", "", True)]
     bag = dask.bag.from_delayed(_delayed(_load_values, parts))
     return _threaded_bag()(bag.dask, bag.name, bag.npartitions)
 

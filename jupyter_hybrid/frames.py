@@ -298,8 +298,8 @@ class Writer:
         """Have what was written on the disk."""
         os.fsync(self._fd)
 
-    def finish(self, final_path: str | os.PathLike[str]) -> int:
-        """Write the index, sync, rename to `final_path` and close; return the file's checksum (for `Reader`)."""
+    def finish(self, final_path: str | os.PathLike[str]) -> None:
+        """Write the index, sync, rename to `final_path` and close."""
         rows = zip(self.entries, self._frames)  # noqa: B905 - not in Python 3.8
         index = b"".join(_INDEX.pack(*entry, frames) for entry, frames in rows)
         data = int.from_bytes(self._data.digest(), "big")
@@ -318,7 +318,6 @@ class Writer:
                 raise
         finally:
             os.close(folder)
-        return checksum
 
     def close(self) -> None:
         """Close the file as it is; may be called again."""
@@ -335,8 +334,8 @@ class Writer:
 
 def write_file(
     path: str | os.PathLike[str], records: Iterable[tuple[int, int, Sequence[Any]]], *, portable: bool = False
-) -> int:
-    """Write a whole file at once, complete or not at all; return its checksum.
+) -> None:
+    """Write a whole file at once, complete or not at all.
 
     Parameters
     ----------
@@ -353,7 +352,7 @@ def write_file(
         with Writer(partial, portable=portable) as writer:
             for task, kind, frames in records:
                 writer.append(task, kind, frames)
-            return writer.finish(path)
+            writer.finish(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
@@ -517,8 +516,6 @@ class Reader:
     ----------
     path : str or path
         The file.
-    expected : int, optional
-        The checksum that :meth:`Writer.finish` returned; tells this file from an intact other one.
 
     Attributes
     ----------
@@ -531,9 +528,8 @@ class Reader:
         There is no such file, it was not finished, or its index is altered.
     """
 
-    def __init__(self, path: str | os.PathLike[str], expected: int | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        self._expected = expected
         self._open()
 
     def _open(self) -> None:
@@ -552,8 +548,6 @@ class Reader:
             raise FrameCorrupt(f"the index of {self.path} does not fit the file: it was altered; {_RETRY}")
         if _checksum(algorithm, data[index : -_SUM.size], self.path) != checksum:
             raise FrameCorrupt(f"the index of {self.path} does not match its checksum: it was altered; {_RETRY}")
-        if self._expected not in (None, checksum):
-            raise FrameCorrupt(f"{self.path} is intact but not the file that was expected; {_RETRY}")
         self._algorithm = algorithm
         self._rows = list(_INDEX.iter_unpack(data[index:tail]))
         self._end = index
@@ -596,36 +590,3 @@ class Reader:
             except FrameError as error:  # noqa: PERF203 - one by one is the point
                 result.append((task, BROKEN, error))
         return result
-
-
-def _size(path: str | os.PathLike[str]) -> int:
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return 0
-
-
-def load_files(paths: Iterable[str | os.PathLike[str]]) -> list[list[tuple[int, int, Any]] | FrameError]:
-    """Return :meth:`Reader.load_all` of each file, or the `FrameError` of a file that has none.
-
-    Some threads share large files, which are hashed without the GIL; small ones are all unpickling, which holds it.
-    """
-    files = list(paths)
-    threads = min(4, len(os.sched_getaffinity(0))) if sum(map(_size, files)) > len(files) * _MAPPED else 1
-
-    def load(first: int) -> list[list[tuple[int, int, Any]] | FrameError]:
-        loaded: list[list[tuple[int, int, Any]] | FrameError] = []
-        for path in files[first::threads]:
-            try:
-                loaded.append(Reader(path).load_all())
-            except FrameError as error:  # noqa: PERF203 - one by one is the point
-                loaded.append(error)
-        return loaded
-
-    if threads == 1:
-        return load(0)
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(threads) as pool:
-        shares = list(pool.map(load, range(threads)))
-    return [shares[i % threads][i // threads] for i in range(len(files))]

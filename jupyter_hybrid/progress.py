@@ -9,9 +9,10 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from .frames import VALUE, Entry, FrameMissing, read_entry, verify_entry
 from .spec import Cause, JobState
 from .storage import Attempt, RunFolder
 from .store import BatchRow
+from .worker import CRASHES
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ WAITING, RUNNING, DONE, FAILED = 0, 1, 2, 3
 
 
 class TaskResult(NamedTuple):
-    """Where the result of a task is and what is known of its run."""
+    """Where the result of a task is and what is known of its run; `death` is the cause if it ended its process."""
 
     batch: int
     entry: Entry
@@ -36,6 +38,12 @@ class TaskResult(NamedTuple):
     error: str
     log: tuple[int, int] | None
     file: str | None = None
+    death: Cause | None = None
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why it failed, if it did."""
+        return None if self.entry.kind == VALUE else self.death or Cause.USER_ERROR
 
 
 @dataclass
@@ -49,7 +57,6 @@ class BatchProgress:
     error: str = ""
     host: str = ""
     task: int | None = None
-    beat: float | None = None
     cpu_seconds: float | None = None
     peak_memory: int | None = None
     news: float = field(default_factory=time.monotonic)
@@ -158,7 +165,8 @@ class Progress:
                 log = tuple(event["log"]) if "log" in event else None
                 error = event.get("err", "")
                 entry = Entry(task, 1 if error else VALUE, event["o"], event["l"], event["c"])
-                self._end(task, TaskResult(number, entry, event["s"], event["t"], error, log))
+                death = Cause(event["cause"]) if "cause" in event else None
+                self._end(task, TaskResult(number, entry, event["s"], event["t"], error, log, death=death))
         elif kind == "start":
             batch.started, batch.ended, batch.why, batch.host = event["t"], None, "", event["host"]
             batch.starts += 1
@@ -169,7 +177,7 @@ class Progress:
             if number >= self._valid_from[event["task"]] and self.marks[event["task"]] == WAITING:
                 self.marks[event["task"]] = RUNNING
         elif kind == "beat":
-            batch.beat, batch.peak_memory = event["t"], event["rss"]
+            batch.peak_memory = event["rss"]
         elif kind == "end":
             batch.ended, batch.why, batch.error = event["t"], event["why"], event.get("err", "")
             batch.cpu_seconds, batch.peak_memory = event.get("cpu"), event.get("rss", batch.peak_memory)
@@ -182,7 +190,7 @@ class Progress:
 
     @property
     def failed(self) -> int:
-        """Number of tasks whose code raised."""
+        """Number of tasks whose code raised or ended its process."""
         return self.marks.count(FAILED)
 
     @property
@@ -210,12 +218,7 @@ class Progress:
         jupyter_hybrid.frames.FrameError
             The file is missing, cut or altered.
         """
-        result = self.results[task]
-        try:
-            return read_entry(self.result_path(result), result.entry)
-        except FrameMissing:
-            # Renamed from .part to .bin between the look and the reading.
-            return read_entry(self.result_path(result), result.entry)
+        return self._from_file(task, read_entry)
 
     def verify(self, task: int) -> str:
         """Check the record of an ended task without unpickling it; return the file that holds it.
@@ -225,13 +228,16 @@ class Progress:
         jupyter_hybrid.frames.FrameError
             The file is missing, cut or altered.
         """
+        self._from_file(task, verify_entry)
+        return self.result_path(self.results[task])
+
+    def _from_file(self, task: int, read: Callable[[str, Entry], Any]) -> Any:
         result = self.results[task]
         try:
-            verify_entry(self.result_path(result), result.entry)
+            return read(self.result_path(result), result.entry)
         except FrameMissing:
             # Renamed from .part to .bin between the look and the reading.
-            verify_entry(self.result_path(result), result.entry)
-        return self.result_path(result)
+            return read(self.result_path(result), result.entry)
 
     def batch_of(self, task: int) -> int | None:
         """Return the batch that runs or ran a task, as far as it is decided."""
@@ -330,17 +336,14 @@ def _requeued(batch: BatchProgress, row: BatchRow | None) -> bool:
 def _final(progress: Progress, lost: Mapping[int, Lost], cancelled: bool) -> Verdict:
     if progress.done == progress.total:
         return Verdict(JobState.COMPLETED, None, "", 0, {})
-    causes: Counter[Cause] = Counter(loss.cause for loss in lost.values())
-    if progress.failed:
-        causes[Cause.USER_ERROR] += progress.failed
+    failed = [progress.results[task] for task, mark in enumerate(progress.marks) if mark == FAILED]
+    causes = Counter([loss.cause for loss in lost.values()] + [result.cause for result in failed if result.cause])
     if not causes:
         return Verdict(JobState.FAILED, Cause.RESULT_LOST, "its run folder has lost the plan of its tasks", 0, {})
     cause = Cause.CANCELLED if cancelled and not progress.complete else causes.most_common(1)[0][0]
-    if cause is Cause.USER_ERROR and progress.failed:
-        failed = progress.marks.find(FAILED)
-        reason = progress.results[failed].error
-    else:
-        reason = next((loss.reason for loss in lost.values() if loss.cause is cause), "")
+    said = [result.error for result in failed if result.cause is cause]
+    said += [loss.reason for loss in lost.values() if loss.cause is cause]
+    reason = said[0] if said else ""
     return Verdict(_STATE_OF.get(cause, JobState.FAILED), cause, reason, 0, lost)
 
 
@@ -398,8 +401,9 @@ def ending(batch: BatchProgress | None, row: BatchRow | None) -> Lost | None:
         return Lost(JobState.FAILED, Cause.INFRASTRUCTURE, "a command of the job script was not found: see the log")
     if row is not None and (row.exit_code or 0) > 128:
         number = (row.exit_code or 0) - 128
-        hint = "; often the node's memory was used up" if number == 9 else ""
-        return Lost(JobState.FAILED, Cause.INFRASTRUCTURE, f"the worker was killed by signal {number}{hint}")
+        hint = "; often the node's memory was used up" if number == signal.SIGKILL else ""
+        cause = Cause.USER_ERROR if number in CRASHES else Cause.INFRASTRUCTURE
+        return Lost(JobState.FAILED, cause, f"the worker was killed by signal {number}{hint}")
     if batch is None or batch.started is None:
         code = "" if row is None or row.exit_code is None else f" (exit status {row.exit_code})"
         return Lost(

@@ -24,14 +24,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
+import fcntl
 import json
 import os
 import resource
 import signal
+import struct
 import sys
 import threading
 import time
-import traceback
 
 TYPE_CHECKING = False  # typing takes as long to import as a small batch takes to run
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ BEAT = 10.0  # seconds between heartbeats
 SHOWN_AFTER = 0.2  # seconds after which a task that still runs is written down as running
 FULL = 74  # exit status of a worker that could not write to the storage: EX_IOERR of sysexits.h
 MARGIN = 5.0  # most seconds kept free before the walltime; a tenth of it if that is less
+CRASHES = (signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV)  # what code does to itself
+FORWARDED = (signal.SIGTERM, signal.SIGUSR2)
+RUNNING = struct.Struct("<?qqd")  # whether a task runs; which; where its part of the log begins; when it began
 
 
 class Terminated(BaseException):
@@ -71,7 +76,11 @@ def flatten(ranges: Sequence[Sequence[int]]) -> list[int]:
 
 
 class _Batch:
-    """One run of one batch: its files, its heart, its tasks."""
+    """One run of one batch: its files, its heart, its tasks.
+
+    A batch of several tasks is run by a child of the worker's process, which waits for it: a task that ends the child
+    (a crash, ``os._exit``, the kernel that wants memory) fails alone, and another child goes on with the next one.
+    """
 
     def __init__(self, folder: str, attempt: int, batch: int, frames: Any) -> None:
         self.folder, self.attempt, self.batch, self.frames = folder, attempt, batch, frames
@@ -91,6 +100,11 @@ class _Batch:
         self.outputs_file = -1
         self.writer: Any = None
         self.pid = os.getpid()
+        self.watching = False  # whether this process only waits for the one that runs the tasks, `child`
+        self.child = 0
+        self.running: Any = bytearray(RUNNING.size)
+        self.death: tuple[int, float, str, str, int] | None = None  # the task that ended the last child: see bury
+        self.spent = (0.0, 0)  # cpu time so far, and peak memory of the children that have died
         self.streams = {1: sys.stdout, 2: sys.stderr}
         self.kept = {1: os.dup(1), 2: os.dup(2)}
         self.home = os.open(".", os.O_RDONLY)
@@ -141,6 +155,64 @@ class _Batch:
                     os.fsync(self.status_file)
             with contextlib.suppress(OSError):
                 self.writer.sync()
+
+    # --- processes ----------------------------------------------------------------------------------------------
+
+    def several(self) -> bool:
+        """Return whether this batch runs the user's code for more than one task in the process of the worker."""
+        count = sum(stop - start for start, stop in self.plan["tasks"])
+        if not self.plan["pull"]:
+            count = min(self.plan["size"], count - (self.batch - self.plan["first"]) * self.plan["size"])
+        return bool(count > 1 and self.spec["kind"] != "script")
+
+    def watch(self) -> int | None:
+        """Have a child run the batch, and another one go on after a task that has ended its process.
+
+        Returns
+        -------
+        int or None
+            The exit status of the batch, or ``None`` in the child.
+        """
+        import mmap
+
+        self.watching, self.running = True, mmap.mmap(-1, RUNNING.size)
+        while True:
+            self.spent = cpu_seconds(), peak_memory() if self.death else 0
+            killed = oom_kills()
+            flush()
+            alive, held = os.pipe()
+            signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # one that comes now is for the child, once it is there
+            self.child = os.fork()
+            if not self.child:
+                self.watching, self.pid = False, os.getpid()
+                os.close(held)
+                die_with_parent(alive)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+            if not self.child:
+                return None
+            os.close(alive)
+            os.waitid(os.P_PID, self.child, os.WEXITED | os.WNOWAIT)
+            child, self.child = self.child, 0  # before its number is free for another process
+            status = os.waitpid(child, 0)[1]
+            os.close(held)
+            running, task, log_start, start = RUNNING.unpack(self.running)
+            if running and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+                time.sleep(1)  # who ends the whole job kills its processes one by one
+            if not running or self.stop == "terminated":
+                return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+            cause, words = cause_of_death(status, oom_kills() > killed)
+            self.death = task, time.monotonic() - start, cause, words, log_start
+            self.running[:] = bytes(RUNNING.size)
+
+    def bury(self, done: set[int]) -> None:
+        """Write the end of the task that has ended its process, unless that came after its result."""
+        if self.death is None or self.death[0] in done:
+            return
+        task, seconds, cause, words, log_start = self.death
+        entry = self.writer.append(task, self.frames.ERROR, self.frames.encode((None, words, words)))
+        self.say_done(entry, seconds, words, (log_start, self.log_position()), cause)
+        self.failed += 1
+        done.add(task)
 
     # --- tasks --------------------------------------------------------------------------------------------------
 
@@ -211,7 +283,9 @@ class _Batch:
 
     def run(self) -> int:
         """Run the tasks of the batch and return the exit status."""
+        faulthandler.enable(self.kept[2], all_threads=False)  # a crash tells the log where
         done = self.resume()
+        self.bury(done)
         threading.Thread(target=self.beat, daemon=True).start()
         why = "done"
         try:
@@ -228,6 +302,8 @@ class _Batch:
                 why = self.stop or why
         except Terminated:
             why = "terminated"
+        finally:
+            self.running[:1] = b"\0"  # from here on it is the worker that ends, not a task
         with self.lock:
             self.ended.set()
             if why == "terminated":  # a scheduler that starts the batch anew finds what it has done so far
@@ -235,7 +311,8 @@ class _Batch:
                 self.writer.close()
             else:
                 self.writer.finish(self.path("results", f"{self.batch}.bin"))
-            self.say("end", why=why, cpu=cpu_seconds(), rss=peak_memory(), failed=self.failed)
+            cpu, rss = round(self.spent[0] + cpu_seconds(), 3), max(self.spent[1], peak_memory())
+            self.say("end", why=why, cpu=cpu, rss=rss, failed=self.failed)
             os.fsync(self.status_file)
         return {"done": 1 if self.failed else 0, "walltime": 75, "terminated": 143}[why]
 
@@ -245,6 +322,7 @@ class _Batch:
         start = time.monotonic()
         log_start = self.log_position()
         self.current = (task, start)
+        RUNNING.pack_into(self.running, 0, True, task, log_start, start)
         error = ""
         try:
             value = call(task, items(task))
@@ -284,10 +362,12 @@ class _Batch:
         flush()
         return os.fstat(self.kept[1]).st_size
 
-    def say_done(self, entry: Any, seconds: float, error: str, log: tuple[int, int]) -> None:
+    def say_done(self, entry: Any, seconds: float, error: str, log: tuple[int, int], cause: str = "") -> None:
         fields = {"task": entry.task, "o": entry.offset, "l": entry.length, "c": entry.checksum, "s": round(seconds, 6)}
         if error:
             fields["err"] = error
+        if cause:
+            fields["cause"] = cause
         if log[1] != log[0]:
             fields["log"] = log
         self.say("done", **fields)
@@ -303,6 +383,8 @@ class _Batch:
 
     def encode_error(self, problem: BaseException) -> tuple[str, list[Any]]:
         """Return the first line of an exception and its frames: the exception itself, its text and traceback."""
+        import traceback
+
         text = "".join(traceback.format_exception(type(problem), problem, own_frames(problem.__traceback__)))
         lines = traceback.format_exception_only(type(problem), problem)  # notes follow the exception's own line
         line = lines[-1 if isinstance(problem, SyntaxError) else 0].strip()[:500]
@@ -402,6 +484,8 @@ def leave_child(problem: BaseException | None) -> None:
     elif problem is not None:
         code = 1
         with contextlib.suppress(Exception):
+            import traceback
+
             traceback.print_exception(type(problem), problem, own_frames(problem.__traceback__))
     flush()
     os._exit(code if isinstance(code, int) else 1)
@@ -421,6 +505,46 @@ def own_frames(trace: TracebackType | None) -> TracebackType | None:
     return trace
 
 
+def die_with_parent(alive: int) -> None:
+    """Have the kernel kill this process when its parent, which alone holds the other end of a pipe, is gone.
+
+    What a killed watcher left behind would else run on beside the batch that is started anew. Linux's own way,
+    prctl(PR_SET_PDEATHSIG), needs ctypes, whose import takes longer than a small batch.
+    """
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(alive, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(alive, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(alive, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+        if not os.read(alive, 1):  # it was gone before; else there is nothing to read yet, which is an error
+            os._exit(1)
+
+
+def oom_kills() -> int:
+    """Return how many processes the kernel of this node has killed for want of memory since boot."""
+    with contextlib.suppress(OSError), open("/proc/vmstat", "rb") as file:
+        for line in file:
+            if line.startswith(b"oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def cause_of_death(status: int, oom: bool) -> tuple[str, str]:
+    """Return cause and words for a task that has ended its process, from the status of wait(2).
+
+    A crash is the doing of the task's code, a kill comes from outside.
+    """
+    if os.WIFEXITED(status):
+        return "USER_ERROR", f"the task ended its process with exit status {os.WEXITSTATUS(status)}"
+    number = os.WTERMSIG(status)
+    name = f" ({signal.Signals(number).name})" if number in set(signal.Signals) else ""
+    words = f"the task's process was killed by signal {number}{name}"
+    if number == signal.SIGKILL and oom:
+        return "OUT_OF_MEMORY", words + ": the node's memory was used up"
+    if number == signal.SIGKILL:
+        return "INFRASTRUCTURE", words + "; often the node's memory was used up"
+    return "USER_ERROR" if number in CRASHES else "INFRASTRUCTURE", words
+
+
 def peak_memory() -> int:
     """Return the largest resident size of this process and its ended children, in bytes."""
     return 1024 * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -428,7 +552,7 @@ def peak_memory() -> int:
 
 def cpu_seconds() -> float:
     """Return the cpu time of this process and its ended children."""
-    return round(sum(sum(resource.getrusage(w)[:2]) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)), 3)
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def main(argv: list[str]) -> int:
@@ -460,6 +584,10 @@ def main(argv: list[str]) -> int:
         )
 
     def terminate(number: int, frame: FrameType | None) -> None:
+        if batch.watching:
+            batch.stop = "terminated"
+            forward(number)
+            return
         if os.getpid() != batch.pid:  # a child of the user's code, which dies of it as any process does
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -469,17 +597,26 @@ def main(argv: list[str]) -> int:
         raise Terminated
 
     def warn(number: int, frame: FrameType | None) -> None:
-        batch.stop = "walltime"
+        batch.stop = batch.stop or "walltime"
+        if batch.watching:
+            forward(number)
+
+    def forward(number: int) -> None:
+        if batch.child:
+            os.kill(batch.child, number)
 
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGUSR2, warn)
     batch.say("start", host=os.uname().nodename, pid=os.getpid(), python=sys.version.split()[0], native=batch.native)
     try:
-        return batch.run()
+        status = batch.watch() if batch.several() else None
+        return batch.run() if status is None else status
     except Terminated:
         batch.say("end", why="terminated")
         return 143
     except Exception as problem:  # noqa: BLE001  said to the user, not lost in a log
+        import traceback
+
         traceback.print_exc()
         line = traceback.format_exception_only(type(problem), problem)[-1].strip()
         full = isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -384,7 +384,7 @@ def test_failed_tasks_raise(anywhere: str) -> None:
         assert isinstance(raised.value.__cause__, RemoteError)
         assert "in picky" in str(raised.value.__cause__)
     if sys.version_info >= (3, 11):
-        assert raised.value.__notes__ == [f"raised by task 3 of job {array.id}"]
+        assert raised.value.__notes__ == [f"in task 3 of job {array.id} with arguments (3,)"]
     for compute in (
         lambda: array.to_bag().compute(),
         lambda: array.to_dataframe().compute(),

@@ -401,6 +401,216 @@ def test_bad_tasks_do_not_fail_their_mates() -> None:
     assert b"ValueError: closed" in log_of(folder)
 
 
+def deadly(marks: Path) -> Callable[[str], str]:
+    """Return a function that notes its run and ends its process in the way that its argument names."""
+    where = str(marks)
+
+    def task(how: str) -> str:
+        import ctypes
+        import os
+        import signal
+        import threading
+
+        with open(where, "a") as file:
+            file.write(how + "\n")
+        print("runs", how, flush=True)
+        if how == "os._exit(0)":
+            os._exit(0)
+        if how == "os._exit(130)":
+            os._exit(130)
+        if how == "abort":
+            os.abort()
+        if how == "segfault":
+            ctypes.string_at(0)
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "real-time signal":
+            os.kill(os.getpid(), 40)
+        if how == "exit of a thread":
+            thread = threading.Thread(target=os._exit, args=(4,))
+            thread.start()
+            threading.Event().wait()
+        if how == "term by itself":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        if how == "pickle of the result":
+            return Deadly()  # type: ignore[return-value]
+        return how.upper()
+
+    class Deadly:
+        def __reduce__(self) -> str:
+            import os
+
+            os._exit(5)
+
+    return task
+
+
+DEADLY = {
+    "os._exit(0)": ("USER_ERROR", "exit status 0"),
+    "os._exit(130)": ("USER_ERROR", "exit status 130"),
+    "abort": ("USER_ERROR", "signal 6 (SIGABRT)"),
+    "segfault": ("USER_ERROR", "signal 11 (SIGSEGV)"),
+    "kill": ("INFRASTRUCTURE", "signal 9 (SIGKILL)"),
+    "real-time signal": ("INFRASTRUCTURE", "signal 40"),
+    "exit of a thread": ("USER_ERROR", "exit status 4"),
+    "term by itself": ("INFRASTRUCTURE", "signal 15 (SIGTERM)"),
+    "pickle of the result": ("USER_ERROR", "exit status 5"),
+}
+
+
+@pytest.mark.parametrize("pull", [False, True])
+def test_a_task_that_ends_its_process_fails_alone(marks: Path, pull: bool) -> None:
+    items = [name for how in DEADLY for name in (how, "good after " + how)]
+    folder = prepare(deadly(marks), [(item,) for item in items], pull=pull)
+    assert run(folder) == 1
+    progress = progress_of(folder)
+    assert progress.complete
+    assert Counter(marks.read_text().splitlines()) == dict.fromkeys(items, 1)
+    for number, item in enumerate(items):
+        result = progress.results[number]
+        if item in DEADLY:
+            cause, words = DEADLY[item]
+            assert (str(result.death), str(result.cause)) == (cause, cause), item
+            assert words in result.error, item
+            assert words in progress.load(number)[1], item
+        else:
+            assert progress.load(number) == item.upper()
+            assert result.cause is None
+        assert result.log is not None
+        assert log_of(folder)[slice(*result.log)].startswith(f"runs {item}\n".encode())
+    crash = progress.results[items.index("segfault")].log
+    assert crash is not None
+    assert b"in string_at" in log_of(folder)[slice(*crash)]
+    batch = progress.batches[0]
+    assert (batch.why, batch.starts) == ("done", 1)
+    assert run(folder) == 1, "started anew after its end, it runs nothing"
+    assert Counter(marks.read_text().splitlines()) == dict.fromkeys(items, 1)
+
+
+def test_what_dead_tasks_used_is_counted() -> None:
+    def task(number: int) -> None:
+        import os
+        import time
+
+        if number == 1:
+            data = bytearray(200 << 20)
+            data[::4096] = bytes(len(data) // 4096)
+            while time.process_time() < 1:
+                pass
+            os._exit(1)
+
+    folder = prepare(task, [(i,) for i in range(3)])
+    assert run(folder) == 1
+    batch = progress_of(folder).batches[0]
+    assert batch.cpu_seconds is not None
+    assert batch.cpu_seconds >= 1
+    assert batch.peak_memory is not None
+    assert batch.peak_memory > 200 << 20
+
+
+def test_death_outside_a_task_is_that_of_the_batch(marks: Path) -> None:
+    class Deadly:
+        def __reduce__(self) -> Any:
+            import os
+
+            return os._exit, (9,)
+
+    deadly = Deadly()
+    folder = prepare(lambda number: (number, deadly), [(1,), (2,), (3,)])
+    assert run(folder) == 9
+    assert progress_of(folder).marks == bytes([WAITING] * 3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_the_worker(marks: Path, number: signal.Signals) -> None:
+    def task(value: int) -> None:
+        import os
+        import signal
+        import threading
+
+        signal.signal(signal.SIGIO, signal.SIG_IGN)
+        with open(where + ".new", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(where + ".new", where + ".pid")
+        while True:
+            threading.Event().wait(60)
+
+    where = str(marks)
+    folder = prepare(task, [(i,) for i in range(3)])
+    worker = start(folder)
+    until(Path(where + ".pid").exists)
+    child = int(Path(where + ".pid").read_text())
+    assert child != worker.pid
+    worker.send_signal(number)
+    assert worker.wait(DEADLINE) == (143 if number is signal.SIGTERM else -9)
+    until(lambda: not alive(child))
+    assert progress_of(folder).marks[1:] == bytes([WAITING] * 2)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_kill_while_it_is_terminated_is_no_result_of_the_task(marks: Path) -> None:
+    def task(number: int) -> None:
+        import os
+        import signal
+        import threading
+
+        signal.signal(signal.SIGTERM, lambda *_: open(where + ".told", "w").close())
+        with open(where + ".new", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(where + ".new", where + ".pid")
+        while True:
+            threading.Event().wait(60)
+
+    where = str(marks)
+    folder = prepare(task, [(i,) for i in range(3)])
+    worker = start(folder)
+    until(Path(where + ".pid").exists)
+    worker.terminate()
+    until(Path(where + ".told").exists)
+    os.kill(int(Path(where + ".pid").read_text()), signal.SIGKILL)
+    assert worker.wait(DEADLINE) == 137
+    progress = progress_of(folder)
+    assert not progress.results
+    assert progress.batches[0].why == ""
+
+
+def test_a_warning_before_walltime_reaches_the_tasks(marks: Path) -> None:
+    def task(number: int) -> int:
+        import signal
+        import threading
+
+        warned = threading.Event()
+        handler: Any = signal.getsignal(signal.SIGUSR2)
+
+        def warn(*arguments: Any) -> None:
+            handler(*arguments)
+            warned.set()
+
+        if number == 1:
+            signal.signal(signal.SIGUSR2, warn)
+            open(where + ".there", "w").close()
+            while not warned.wait(0.01):
+                pass
+        return number
+
+    where = str(marks)
+    folder = prepare(task, [(i,) for i in range(4)])
+    worker = start(folder)
+    until(Path(where + ".there").exists)
+    worker.send_signal(signal.SIGUSR2)
+    assert worker.wait(DEADLINE) == 75
+    progress = progress_of(folder)
+    assert progress.batches[0].why == "walltime"
+    assert progress.marks == bytes([DONE] * 2 + [WAITING] * 2)
+
+
 def test_notes_are_not_the_error() -> None:
     def task() -> None:
         error = ValueError("the error")

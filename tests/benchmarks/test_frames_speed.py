@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jupyter_hybrid.frames import PAYLOAD, VALUE, Reader, encode, load_files, write_file
+import jupyter_hybrid as hy
+from jupyter_hybrid.frames import PAYLOAD, VALUE, Reader, encode, write_file
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(600)]
 
@@ -39,51 +40,40 @@ def interleaved(floor: Callable[[], Any], ours: dict[str, Callable[[], Any]], ro
     ]
 
 
-def large_arrays(folder: Path, rounds: int = 7, files: int = 100, megabytes: int = 10) -> list[Row]:
-    """Load one array per file and touch it, against `np.load(mmap_mode="r")` and touching it."""
-    random = np.random.default_rng(0)
-    for i in range(files):
-        array = random.random(megabytes * 125_000)
-        np.save(folder / f"{i}.npy", array)
-        write_file(folder / f"{i}.bin", [(0, VALUE, encode(array))])
-    bins, npys = [folder / f"{i}.bin" for i in range(files)], [folder / f"{i}.npy" for i in range(files)]
-    touches: dict[str, Callable[[Any], Any]] = {"sum": np.sum, "a value a page": lambda array: array[::512].sum()}
+def large_arrays(folder: Path, rounds: int = 11, count: int = 100, megabytes: int = 10) -> list[Row]:
+    """Load the results of an array that ran on the local pool and sum each, against `np.load(mmap_mode="r")`."""
 
-    def floor_of(path: Path) -> Any:
-        return np.load(path, mmap_mode="r")
+    def make(seed: int) -> Any:
+        import numpy as np
 
-    def load(path: Path) -> Any:
-        return Reader(path).load(0)
+        return np.random.default_rng(seed).random(megabytes * 125_000)
 
-    def load_at_once() -> list[Any]:
-        return [loaded[0][2] for loaded in load_files(bins) if isinstance(loaded, list)]
+    npys = [folder / f"{seed}.npy" for seed in range(count)]
+    for seed, path in enumerate(npys):
+        np.save(path, make(seed))
+    arrays = {batch: hy.Executor("local").array(make, range(count), batch=batch) for batch in ("auto", 1)}
 
-    def one_by_one(load: Callable[[Path], Any], paths: list[Path], touch: Callable[[Any], Any]) -> None:
-        for path in paths:
-            touch(load(path))
+    def floor() -> None:
+        for path in npys:
+            np.load(path, mmap_mode="r").sum()
 
-    def all_then(load: Callable[[], list[Any]], touch: Callable[[Any], Any]) -> None:
-        for array in load():
-            touch(array)
+    def all_results(array: hy.ArrayJob) -> None:
+        for each in array.results():
+            each.sum()
 
-    rows = []
-    for words, touch in touches.items():
-        rows += interleaved(
-            partial(one_by_one, floor_of, npys, touch),
-            {f"  Reader(path).load(0), {words}": partial(one_by_one, load, bins, touch)},
-            rounds,
-            f'np.load(mmap_mode="r"), {words}, one by one',
+    def one_by_one(array: hy.ArrayJob) -> None:
+        for task in array:
+            task.result().sum()
+
+    ours: dict[str, Callable[[], Any]] = {}
+    for batch, array in arrays.items():
+        array.wait(600)
+        ours[f"  arr.results(), batch={batch!r}"] = partial(all_results, array)
+        ours[f"  arr[i].result(), batch={batch!r}"] = partial(one_by_one, array)
+        ours[f"  arr.to_dask_array().sum(), batch={batch!r}"] = lambda array=array: (
+            array.to_dask_array().sum().compute()
         )
-        rows += interleaved(
-            partial(all_then, lambda: list(map(floor_of, npys)), touch),
-            {
-                f"  Reader(path).load(0) of all, then {words}": partial(all_then, lambda: list(map(load, bins)), touch),
-                f"  load_files(paths), then {words}": partial(all_then, load_at_once, touch),
-            },
-            rounds,
-            f'np.load(mmap_mode="r") of all, then {words}',
-        )
-    return rows
+    return interleaved(floor, ours, rounds, 'np.load(mmap_mode="r") and sum, one by one')
 
 
 def small_results(folder: Path, rounds: int = 15, count: int = 10_000, files: int = 32) -> list[Row]:
@@ -115,7 +105,6 @@ def small_results(folder: Path, rounds: int = 15, count: int = 10_000, files: in
             {
                 "  Reader(path).load_all()": lambda: Reader(folder / "one.bin").load_all(),
                 f"  Reader(path).load_all(), {files} files": partial(each_load_all, parts),
-                f"  load_files(paths), {files} files": partial(load_files, parts),
             },
             rounds,
             f"pickle.load of {count:,} times {words}, one file",
@@ -141,13 +130,14 @@ def items(folder: Path, rounds: int = 7, count: int = 10_000) -> list[Row]:
 
 
 def test_large_results_load_nearly_as_fast_as_mapped_arrays(table: Any, tmp_path: Path) -> None:
-    # The aim is 1.1. A checksum is a second look at every byte: what it costs beyond that depends on the cache.
+    # The aim is 1.1. A checksum is a second look at every byte, taken by all cores: what it costs beyond that depends
+    # on how busy they are.
     for what, seconds, ratio in large_arrays(tmp_path):
         note = f"{1000 * seconds:.0f} ms; the aim is 1.1"
-        if what == "  Reader(path).load(0), sum":
-            table.hold("100 results of 10 MB, loaded and summed / np.load(mmap)", ratio, 1.5, note=note)
+        if what.startswith("  arr.results()"):
+            table.hold(f"100 results of 10 MB, summed:{what[1:]} / np.load(mmap)", ratio, 1.5, note=note)
         elif what.startswith("  "):
-            table.show("100 x 10 MB:" + what[1:], ratio, note=note)
+            table.show("100 results of 10 MB, summed:" + what[1:], ratio, note=note)
 
 
 def test_small_results_load_as_fast_as_one_pickle(table: Any, tmp_path: Path) -> None:
