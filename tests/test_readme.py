@@ -14,6 +14,7 @@ import pytest
 
 from jupyter_hybrid import config
 from jupyter_hybrid.cli import build_parser
+from jupyter_hybrid.magics import hybrid_parser
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -69,6 +70,13 @@ def test_the_configuration_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert loaded.pool("hpc").kind == "slurm"
     assert loaded.pool("hpc").prologue == ("module load gcc",)
     assert loaded.pool("desk").options == {"cpus": 4, "memory": 8 * 2**30}
+
+
+def test_every_verb_is_told() -> None:
+    told = re.findall(r"^\| `(\w+)[^`]*` \|", TEXT, re.MULTILINE)
+    shown = re.findall(r"^    (\w+) ", build_parser().format_help(), re.MULTILINE)
+    assert sorted(told) == sorted(shown)
+    assert set(hybrid_parser().verbs) == set(told[: told.index("reindex")])
 
 
 def test_links_to_files_lead_somewhere() -> None:
