@@ -65,14 +65,15 @@ def large_arrays(folder: Path, rounds: int = 11, count: int = 100, megabytes: in
         for task in array:
             task.result().sum()
 
+    def by_dask(array: hy.ArrayJob) -> None:
+        array.to_dask_array().sum().compute()
+
     ours: dict[str, Callable[[], Any]] = {}
     for batch, array in arrays.items():
         array.wait(600)
         ours[f"  arr.results(), batch={batch!r}"] = partial(all_results, array)
         ours[f"  arr[i].result(), batch={batch!r}"] = partial(one_by_one, array)
-        ours[f"  arr.to_dask_array().sum(), batch={batch!r}"] = lambda array=array: (
-            array.to_dask_array().sum().compute()
-        )
+        ours[f"  arr.to_dask_array().sum(), batch={batch!r}"] = partial(by_dask, array)
     return interleaved(floor, ours, rounds, 'np.load(mmap_mode="r") and sum, one by one')
 
 
@@ -149,6 +150,7 @@ def test_small_results_load_as_fast_as_one_pickle(table: Any, tmp_path: Path) ->
 def main() -> None:
     """Print the table."""
     with tempfile.TemporaryDirectory(prefix="bench-frames-", dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
+        os.environ["JUPYTER_HYBRID_HOME"] = os.path.join(folder, "home")
         rows = [*small_results(Path(folder)), *items(Path(folder)), *large_arrays(Path(folder))]
     print(f"{'':62} {'ms':>8} {'ratio':>6}")
     for name, seconds, ratio in rows:
