@@ -48,8 +48,7 @@ CREATE TABLE cache (key TEXT PRIMARY KEY, job TEXT NOT NULL, task INTEGER NOT NU
 CREATE INDEX cache_job ON cache (job);
 CREATE TABLE pools (
     name TEXT PRIMARY KEY, owner TEXT NOT NULL DEFAULT '', beat INTEGER NOT NULL DEFAULT 0,
-    unreachable_since REAL, error TEXT NOT NULL DEFAULT '', snapshot TEXT, snapshot_time REAL,
-    queries INTEGER NOT NULL DEFAULT 0
+    unreachable_since REAL, error TEXT NOT NULL DEFAULT '', snapshot TEXT, snapshot_time REAL
 ) WITHOUT ROWID;
 CREATE TABLE sequence (value INTEGER NOT NULL);
 INSERT INTO sequence VALUES (0);
@@ -131,7 +130,6 @@ class PoolRow:
     error: str
     snapshot: dict[str, Any] | None
     snapshot_time: float | None
-    queries: int
 
 
 _JOB_COLUMNS = ", ".join(JobRow._fields)
@@ -477,7 +475,7 @@ class Store:
                 db.execute(
                     "UPDATE jobs SET native_id=?, seq=?, state=CASE state WHEN 'NEW' THEN 'PENDING' ELSE state END, "
                     "reason=CASE state WHEN 'NEW' THEN '' ELSE reason END "
-                    "WHERE id=(SELECT job FROM submissions WHERE tag=? AND chunk=0)",
+                    "WHERE (id, attempt)=(SELECT job, attempt FROM submissions WHERE tag=? AND chunk=0)",
                     (native_id, _next(db), tag),
                 )
 
@@ -514,15 +512,13 @@ class Store:
     def pool(self, name: str) -> PoolRow:
         """Return what is shared about a pool."""
         rows = self._rows(
-            "SELECT owner, beat, unreachable_since, error, snapshot, snapshot_time, queries FROM pools WHERE name=?",
+            "SELECT owner, beat, unreachable_since, error, snapshot, snapshot_time FROM pools WHERE name=?",
             (name,),
         )
         if not rows:
-            return PoolRow("", 0, None, "", None, None, 0)
-        owner, beat, since, error, snapshot, snapshot_time, queries = rows[0]
-        return PoolRow(
-            owner, beat, since, error, None if snapshot is None else json.loads(snapshot), snapshot_time, queries
-        )
+            return PoolRow("", 0, None, "", None, None)
+        owner, beat, since, error, snapshot, snapshot_time = rows[0]
+        return PoolRow(owner, beat, since, error, None if snapshot is None else json.loads(snapshot), snapshot_time)
 
     def set_pool(self, name: str, **changes: Any) -> None:
         """Change what is shared about a pool."""

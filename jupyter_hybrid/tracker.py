@@ -14,7 +14,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 from .backends.base import Observation
@@ -64,6 +65,7 @@ class PoolTracker(Submitter):
         self._seen = ("", -1)
         self._seen_at = self._renewed = self._loaded = float("-inf")
         self._changes = -1
+        self._asked: tuple[dict[str, tuple[Run, SubmissionRow]], Future[Sequence[Observation]]] | None = None
         self._grace = 20.0 if network_file_system(pool.storage.root.parent) else 2.0
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -113,8 +115,11 @@ class PoolTracker(Submitter):
 
     # --- one round ----------------------------------------------------------------------------------------------
 
-    def step(self) -> float:
-        """Do all that is due and return the seconds until something is due again."""
+    def step(self, patient: bool = False) -> float:
+        """Do all that is due and return the seconds until something is due again.
+
+        The scheduler's answer to a question is taken up by the round that finds it; a patient one waits for it.
+        """
         self._lease()
         self._load()
         runs = list(self.runs.values())
@@ -126,15 +131,19 @@ class PoolTracker(Submitter):
                 if run.refresh():
                     self._judge(run)
                     run.tell()
-        if self.holds and runs and now >= self._next_query:
-            self._query(runs)
+        if self.holds and runs and now >= self._next_query and self._asked is None:
+            self._ask(runs)
+        if self._asked is not None and (patient or self._asked[1].done()):
+            self._hear(*self._asked)
         for run in runs:
             with self._alone(run):
                 self._judge(run)
                 if run.settled:
                     self._finish(run)
         pauses = [run.pause() for run in runs if run.row.id in self.runs]
-        pauses += [RENEW, max(0.0, self._next_query - time.monotonic())] if self.holds else [RENEW]
+        pauses.append(RENEW)
+        if self.holds and self._asked is None:
+            pauses.append(max(0.0, self._next_query - time.monotonic()))
         return min(pauses)
 
     @contextlib.contextmanager
@@ -232,7 +241,8 @@ class PoolTracker(Submitter):
 
     # --- asking -------------------------------------------------------------------------------------------------
 
-    def _query(self, runs: Iterable[Run]) -> None:
+    def _ask(self, runs: Iterable[Run]) -> None:
+        """Ask the scheduler in a thread of its own: while it thinks, or is down, the run folders have news."""
         limits = self.pool.config.limits
         submitted: dict[str, tuple[Run, SubmissionRow]] = {}
         for run in runs:
@@ -245,9 +255,30 @@ class PoolTracker(Submitter):
             return
         try:
             self._cancel(submitted)
-            observations = self.pool.backend.query(list(submitted))
         except PoolUnreachable as error:
             self._unreachable(error)
+            return
+        backend, answer = self.pool.backend, Future[Sequence[Observation]]()
+
+        def ask() -> None:
+            try:
+                answer.set_result(backend.query(list(submitted)))
+            except BaseException as error:  # noqa: BLE001  told to who hears it
+                answer.set_exception(error)
+            self.wake.set()
+
+        self._asked = (submitted, answer)
+        threading.Thread(target=ask, name=f"hybrid-{self.pool.name}-query", daemon=True).start()
+
+    def _hear(self, submitted: dict[str, tuple[Run, SubmissionRow]], answer: Future[Sequence[Observation]]) -> None:
+        try:
+            observations = answer.result()
+        except PoolUnreachable as error:
+            self._unreachable(error)
+            return
+        finally:
+            self._asked = None
+        if not self.holds:  # somebody else has taken over in the meantime
             return
         self._reachable()
         seen: dict[str, dict[int, Observation]] = {}
@@ -484,5 +515,5 @@ def step_all(names: Iterable[str] | None = None) -> None:
         if store.active(name):
             pool_tracker = tracker.pool(get_pool(name))
             with contextlib.suppress(PoolUnreachable):
-                pool_tracker.step()
+                pool_tracker.step(patient=True)
             pool_tracker.leave()

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -165,7 +166,9 @@ def test_store_deleted_and_rebuilt(tmp_path: Path) -> None:
     late = hy.Executor("local", time="1s").submit(time.sleep, 600)
     killed = ex.submit(lambda: __import__("os").kill(__import__("os").getpid(), 9))
     waiting = hy.Executor("local", after=[bad]).submit(len, "abc")
-    rejected = hy.Executor("local", gpus=99).submit(len, "")
+    rejected = ex.submit(int, "y")
+    until(lambda: rejected.state.final)
+    rejected.retry(gpus=99)
     cancelled = ex.submit(time.sleep, 600)
     cancelled.cancel()
     for job in (good, bad, array, late, killed, waiting, rejected, cancelled):
@@ -758,6 +761,27 @@ def test_unreachable_changes_nothing_and_heals(scripted: Scripted) -> None:
     scripted.down = None
     until(lambda: default_store().pool("odd").unreachable_since is None)
     assert job.state is JobState.PENDING
+
+
+def test_results_are_seen_while_the_scheduler_thinks(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, asked = threading.Event(), []
+
+    def query(native_ids: Sequence[str]) -> Sequence[Observation]:
+        asked.append(native_ids)
+        answers.wait(DEADLINE)
+        return []
+
+    monkeypatch.setattr(scripted, "query", query)
+    job = hy.Executor("odd").submit(len, "abc")
+    until(lambda: asked)
+    say(job.folder, 0, START)
+    until(lambda: job.state is JobState.RUNNING)
+    say(job.folder, 0, '{"e":"done","task":0,"o":0,"l":0,"c":0,"s":0.1,"t":2}')
+    say(job.folder, 0, '{"e":"end","t":2,"why":"done","cpu":0.1,"rss":1}')
+    until(lambda: job.state is JobState.COMPLETED)
+    assert job.done()
+    assert len(asked) == 1
+    answers.set()
 
 
 def test_absence_does_not_grow_while_the_scheduler_is_silent(scripted: Scripted) -> None:
