@@ -850,6 +850,7 @@ def test_killed_while_submitting(scripted: Scripted, monkeypatch: pytest.MonkeyP
     scripted.down = PoolUnreachable("away")
     ex = hy.Executor("odd")
     taken, lost = ex.submit(len, "a"), ex.submit(len, "b")
+    until(lambda: default_store().pool("odd").unreachable_since is not None)  # it is not tried for a second
     for job in (taken, lost):  # as a process leaves it that is killed after the intent to submit
         with job.run.folder.submitting() as descriptor:
             assert descriptor is not None
