@@ -24,6 +24,7 @@ from traitlets.config import Config
 
 import jupyter_hybrid as hy
 from jupyter_hybrid import launch
+from jupyter_hybrid.backends.local import machine_cpus
 from jupyter_hybrid.errors import CaptureError, ConfigError, JobNotFound, ResourceError
 from jupyter_hybrid.magics import KINDS, cell_parser, split
 from jupyter_hybrid.pool import default_store
@@ -264,6 +265,34 @@ def test_wait_binds_the_names_and_shows_the_outputs(run: Run, shell: Any, capsys
     out = capsys.readouterr().out
     assert "on the node\n'last'" in out
     assert "COMPLETED" in out
+
+
+def test_wait_tells_in_a_terminal_why_nothing_happens(run: Run, capsys: Any, tmp_path: Path) -> None:
+    blocker = run(
+        f"%%local --cpus {machine_cpus()} --out y\nimport os, time\nopen('there', 'w').close()\n"
+        "while not os.path.exists('go'):\n    time.sleep(0.01)\ny = 0"
+    )
+    end = time.monotonic() + 60
+    while not Path("there").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    said = ""
+
+    def release() -> None:
+        nonlocal said
+        while "waits for free slots" not in said and time.monotonic() < end:
+            said += capsys.readouterr().out
+            time.sleep(0.01)
+        Path("go").touch()
+
+    thread = threading.Thread(target=release)
+    thread.start()
+    run("%%local --out y --wait\ny = 1")
+    thread.join()
+    said += capsys.readouterr().out
+    assert re.search(r"PENDING y on local .*: waits for free slots\n", said)
+    assert said.index("waits for free slots") < said.index("COMPLETED")
+    assert blocker.result(60) == 0
 
 
 @pytest.mark.parametrize("array", ["", "--array i=[1,0]"])

@@ -44,6 +44,7 @@ class Card:
         self.lock = threading.RLock()
         self.building = threading.Lock()  # ipywidgets takes long to load: the card does not wait for it
         self.shown = ""
+        self.said = (job.row().state, job.row().reason)  # in a terminal
         self.waiting = False  # whether the kernel does nothing but wait for the job
         self.publish(update=False)
         job.run.listeners.append(self._news)
@@ -59,8 +60,19 @@ class Card:
                 )
 
     def _news(self, run: Run) -> None:
-        if self.kernel:  # nothing may be written into a terminal between prompts
+        if self.kernel:
             _refresher.add(self)
+        elif self.waiting:  # else there may be a prompt, into which nothing may be written
+            self._say()
+
+    def _say(self) -> None:
+        """Write a line into a terminal if state or reason have changed."""
+        row = _card.now(self.job)
+        with self.lock:
+            if not row.state.final and self.said != (row.state, row.reason):
+                self.said = (row.state, row.reason)
+                sys.stdout.write(_card.text(self.job) + "\n")
+                sys.stdout.flush()
 
     def refresh(self) -> bool:
         """Bring all up to date; return whether the job may still change."""
