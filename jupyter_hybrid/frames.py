@@ -26,8 +26,12 @@ import pickle
 import struct
 import sys
 import weakref
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections import namedtuple
+
+TYPE_CHECKING = False  # typing takes as long to import as a small batch takes to run
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
 
 try:
     from xxhash import xxh3_64, xxh3_64_intdigest
@@ -73,7 +77,7 @@ class FrameUnreadable(FrameError):
     """A record is intact but cannot be unpickled in this Python; the cause is chained."""
 
 
-class Entry(NamedTuple):
+class Entry(namedtuple("Entry", "task kind offset length checksum")):
     """Where a record is and what it must hash to."""
 
     task: int
@@ -81,6 +85,7 @@ class Entry(NamedTuple):
     offset: int
     length: int
     checksum: int
+    __slots__ = ()
 
 
 class _ByValue(Exception):

@@ -82,8 +82,8 @@ class _Batch:
     (a crash, ``os._exit``, the kernel that wants memory) fails alone, and another child goes on with the next one.
     """
 
-    def __init__(self, folder: str, attempt: int, batch: int, frames: Any) -> None:
-        self.folder, self.attempt, self.batch, self.frames = folder, attempt, batch, frames
+    def __init__(self, folder: str, attempt: int, batch: int) -> None:
+        self.folder, self.attempt, self.batch = folder, attempt, batch
         self.spec = self.read_json("spec.json")
         self.plan = self.read_json(f"attempt-{attempt}.json")
         self.native = os.environ.get("HYBRID_NATIVE_ID", "")
@@ -98,6 +98,7 @@ class _Batch:
         self.status_file = -1
         self.torn = ""
         self.outputs_file = -1
+        self.frames: Any = None  # hybrid_frames
         self.writer: Any = None
         self.pid = os.getpid()
         self.watching = False  # whether this process only waits for the one that runs the tasks, `child`
@@ -157,6 +158,18 @@ class _Batch:
                 self.writer.sync()
 
     # --- processes ----------------------------------------------------------------------------------------------
+
+    def nothing_left(self) -> bool:
+        """Return whether this is a batch of a pulled array that comes when others have claimed all shares."""
+        if not self.plan["pull"]:
+            return False
+        count = sum(stop - start for start, stop in self.plan["tasks"])
+        number = sum(1 for _ in shares(count, self.plan["batches"]))
+        try:  # the last one first: shares are claimed in order
+            owners = (os.readlink(self.path("claims", f"{self.attempt}-{k}")) for k in reversed(range(number)))
+            return str(self.batch) not in owners
+        except FileNotFoundError:
+            return False
 
     def several(self) -> bool:
         """Return whether this batch runs the user's code for more than one task in the process of the worker."""
@@ -283,6 +296,9 @@ class _Batch:
 
     def run(self) -> int:
         """Run the tasks of the batch and return the exit status."""
+        import hybrid_frames
+
+        self.frames = hybrid_frames
         faulthandler.enable(self.kept[2], all_threads=False)  # a crash tells the log where
         done = self.resume()
         self.bury(done)
@@ -557,12 +573,10 @@ def cpu_seconds() -> float:
 
 def main(argv: list[str]) -> int:
     """Run one batch; return the exit status of the process."""
-    import hybrid_frames
-
     # The worker's own folder comes last: it must not shadow the user's modules.
     own = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if entry != own] + [own]
-    batch = _Batch(argv[0], int(argv[1]), int(argv[2]), hybrid_frames)
+    batch = _Batch(argv[0], int(argv[1]), int(argv[2]))
     if not batch.own():
         sys.stdout.write(f"jupyter_hybrid: batch {batch.batch} is run by another submission; nothing to do\n")
         return 0
@@ -609,8 +623,13 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGUSR2, warn)
     batch.say("start", host=os.uname().nodename, pid=os.getpid(), python=sys.version.split()[0], native=batch.native)
     try:
+        if batch.nothing_left():
+            batch.say("end", why="done", cpu=cpu_seconds(), rss=peak_memory(), failed=0)
+            return 0
         status = batch.watch() if batch.several() else None
-        return batch.run() if status is None else status
+        if status is not None:
+            os._exit(status)  # at once: a tidy end takes time, and there is nothing to tidy up
+        return batch.run()
     except Terminated:
         batch.say("end", why="terminated")
         return 143

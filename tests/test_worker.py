@@ -234,6 +234,17 @@ def test_killed_between_claim_and_word(marks: Path) -> None:
     assert ran(marks) == dict.fromkeys(range(10), 1)
 
 
+def test_a_batch_that_comes_too_late_ends_at_once(marks: Path) -> None:
+    go(marks)
+    folder = prepare(marking(marks), [(i,) for i in range(50)], batches=2, pull=True)
+    assert run(folder, 0) == 0
+    (folder / "payload.bin").unlink()  # it has no need of it
+    assert run(folder, 1) == 0
+    progress = progress_of(folder)
+    assert (progress.batches[1].why, progress.batches[1].claims) == ("done", [])
+    assert ran(marks) == dict.fromkeys(range(50), 1)
+
+
 def test_terminated_is_not_a_result_even_if_caught(marks: Path) -> None:
     def task(number: int) -> int:
         import time
