@@ -16,28 +16,47 @@ from pathlib import Path
 import pytest
 
 from jupyter_hybrid import launch
-from jupyter_hybrid.pool import default_store, get_pool
+from jupyter_hybrid.pool import default_store
 from jupyter_hybrid.practice import PracticeSlurm
 from jupyter_hybrid.spec import JobState
-from jupyter_hybrid.storage import RunFolder
+from jupyter_hybrid.store import JobRow
 
 pytestmark = pytest.mark.campaign
 
 SUBMITTER = """
-import os, sys
+import os, random, sys
 import jupyter_hybrid as hy
+from jupyter_hybrid import capture, launch
+from jupyter_hybrid.pool import get_pool
 
-def mark(path):
+def mark(path, task):
     with open(path, "ab", buffering=0) as file:
-        file.write(os.environ["HYBRID_ID"].encode() + b"\\n")
+        file.write(f"{os.environ['HYBRID_ID']}.{task}\\n".encode())
 
-pool, marks, acknowledged, jobs = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+CELL = '''
+import os
+with open(marks, "ab", buffering=0) as file:
+    written = file.write(f"{os.environ['HYBRID_ID']}.0\\\\n".encode())
+'''
+
+pool, marks, acknowledged, jobs, seed = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+moments = random.Random(seed)
 ex = hy.Executor(pool)
 print("ready", flush=True)
 for _ in range(jobs):
-    job = ex.submit(mark, marks)
+    kind = moments.choices(["function", "array", "cell"], [12, 6, 1])[0]
+    if kind == "function":
+        id = ex.submit(mark, marks, 0).id
+    elif kind == "array":
+        id = ex.array(mark, [marks] * 3, range(3), batch=moments.choice(["auto", 2])).id
+    else:  # as a magic does it
+        cell = capture.collect(CELL, {"marks": marks}, outputs=["written"])
+        resources = get_pool(pool).config.resources
+        id = launch.launch(
+            get_pool(pool), kind="cell", name="cell", payload=cell.frames, items=None, resources=resources, out=cell.out
+        ).row.id
     with open(acknowledged, "ab", buffering=0) as file:
-        file.write(job.id.encode() + b"\\n")
+        file.write(id.encode() + b"\\n")
 import time
 time.sleep(60)  # until it is killed: the tracker thread goes on submitting
 """
@@ -68,16 +87,15 @@ def kill(process: subprocess.Popen[bytes], after: float) -> None:
     process.stdout.close()
 
 
-def settle(pool: str, deadline: float) -> list[RunFolder]:
-    """Rebuild the Store, let one tracker finish everything, and return all run folders."""
+def settle(deadline: float) -> list[JobRow]:
+    """Rebuild the Store, let one tracker finish everything, and return the rows of all jobs."""
     launch.reindex()
-    folders = list(get_pool(pool).storage.folders())
-    handles = [launch.load_run(folder.id) for folder in folders]
+    handles = [launch.load_run(row.id) for row in default_store().jobs()]
     end = time.monotonic() + deadline
     while not all(run.settled and run.row.state.final for run in handles):
         assert time.monotonic() < end, Counter(default_store().job(run.row.id).state for run in handles)
         time.sleep(0.05)
-    return folders
+    return default_store().jobs()
 
 
 def campaign(pool: str, kills: int, tmp_path: Path, jobs: int, disturb: Callable[[], None] | None = None) -> None:
@@ -88,8 +106,8 @@ def campaign(pool: str, kills: int, tmp_path: Path, jobs: int, disturb: Callable
     moments = random.Random(20240229)
     tracker = start(TRACKER)
     running: list[subprocess.Popen[bytes]] = []
-    for _ in range(kills):
-        running.append(start(SUBMITTER, pool, str(marks), str(acknowledged), str(jobs)))
+    for number in range(kills):
+        running.append(start(SUBMITTER, pool, str(marks), str(acknowledged), str(jobs), str(number)))
         if len(running) == 2:
             kill(running.pop(0), moments.random() * 0.06)
         if disturb is not None and moments.random() < 0.2:
@@ -99,14 +117,14 @@ def campaign(pool: str, kills: int, tmp_path: Path, jobs: int, disturb: Callable
             tracker = start(TRACKER)
     for process in [*running, tracker]:
         kill(process, 0)
-    folders = settle(pool, 180)
+    rows = settle(180)
     ran = Counter(marks.read_text().split())
-    intents = {folder.id for folder in folders}
-    assert set(acknowledged.read_text().split()) <= intents
-    assert {job: count for job, count in ran.items() if count != 1} == {}
-    assert set(ran) == intents
-    assert {default_store().job(job).state for job in intents} == {JobState.COMPLETED}
-    assert len(intents) > kills / 4, "hardly a submitter got as far as an intent: the kills come too early"
+    assert set(acknowledged.read_text().split()) <= {row.id for row in rows}
+    assert {task: count for task, count in ran.items() if count != 1} == {}
+    assert set(ran) == {f"{row.id}.{task}" for row in rows for task in range(row.tasks)}
+    assert {row.state for row in rows} == {JobState.COMPLETED}
+    assert len(rows) > kills / 4, "hardly a submitter got as far as an intent: the kills come too early"
+    assert {(row.kind, row.array) for row in rows} == {("function", False), ("function", True), ("cell", False)}
 
 
 def kill_supervisor() -> None:
@@ -120,7 +138,7 @@ def kill_supervisor() -> None:
 
 @pytest.mark.timeout(600)
 def test_local_pool_runs_every_intent_once_whoever_is_killed(tmp_path: Path) -> None:
-    campaign("local", 120, tmp_path, 3, kill_supervisor)
+    campaign("local", 120, tmp_path, 2, kill_supervisor)
 
 
 @pytest.mark.timeout(600)
