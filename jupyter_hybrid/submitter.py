@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 
 from . import process
 from .backends.base import Submission
@@ -69,7 +70,8 @@ class Submitter:
         if most is not None and not self.holds:
             return
         full = False
-        for waiting in self.store.waiting(self.pool.name):
+        queue = self.store.waiting(self.pool.name)
+        for number, waiting in enumerate(queue):
             run = self.runs.get(waiting.job)
             if run is None or run.row.state.final:  # an earlier submission of the same job was refused
                 continue
@@ -86,8 +88,7 @@ class Submitter:
             except SubmitRejected as error:
                 if error.temporary:
                     hint = "" if self._held() else " (what the pool allows goes into its 'limits: {max_jobs: N}')"
-                    self._wait(run, f"{error}{hint}")
-                    self._postpone()
+                    self._postpone(queue[number:], f"{error}{hint}")
                     return
                 if not self._end_rejected(run, waiting, error):
                     return
@@ -96,8 +97,7 @@ class Submitter:
                     return
             except PoolUnreachable as error:
                 self._unreachable(error)
-                self._wait(run, str(error))
-                self._postpone()
+                self._postpone(queue[number:], str(error))
                 return
             except (OSError, JobNotFound) as error:
                 if (run.folder / "spec.json").exists() or not self._mounted():
@@ -144,7 +144,12 @@ class Submitter:
             soon = time.monotonic() + self.pool.config.limits.poll_min.total_seconds()
             self._next_query = min(self._next_query, soon)
 
-    def _postpone(self) -> None:
+    def _postpone(self, queue: Sequence[SubmissionRow] = (), reason: str = "") -> None:
+        """Leave the scheduler alone for a while; all who wait are told why."""
+        for waiting in queue:
+            run = self.runs.get(waiting.job)
+            if run is not None and not run.row.state.final:
+                self._wait(run, reason)
         self._backoff = min(60.0, 2 * self._backoff or 1.0)
         self._retry_at = time.monotonic() + self._backoff
 

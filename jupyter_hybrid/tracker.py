@@ -302,6 +302,8 @@ class PoolTracker(Submitter):
                 gone = gone and not (before is not None and before.state.final)
                 run.absent[batch] = run.since("absent", batch, gone)
                 if observation is None or observation.state.final:
+                    if batch not in run.left:
+                        self._retry_at = 0.0  # there may be room for what was refused
                     run.left.add(batch)
                 else:
                     run.left.discard(batch)

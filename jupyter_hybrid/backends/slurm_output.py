@@ -67,7 +67,8 @@ _FAILURES = {
     "NodeDown": Cause.NODE_FAILURE,
     "OutOfMemory": Cause.OUT_OF_MEMORY,
 }
-_SIGNALS = {53: Cause.INFRASTRUCTURE, 125: Cause.OUT_OF_MEMORY}
+_NOT_THERE = 53
+_SIGNALS = {_NOT_THERE: Cause.INFRASTRUCTURE, 125: Cause.OUT_OF_MEMORY}
 """Not real signals: Slurm's own marks of an output path or directory missing on the node, and of the OOM killer."""
 
 _GLOSSES = (
@@ -130,6 +131,13 @@ def outcome(text: str, reason: str = "", exit_status: str = "") -> tuple[JobStat
     if state is not JobState.COMPLETED and cause is not Cause.USER_ERROR:
         return state, cause, None
     return state, cause, 128 + signal if signal else code
+
+
+def _ended(word: str, reason: str, exit_status: str) -> str:
+    text = word if reason in ("", "None") else f"{word}, {reason}"
+    if _exit(exit_status)[1] == _NOT_THERE:
+        text += " (the node could not enter the run folder or write its log: does it see the storage?)"
+    return text
 
 
 def _exit(text: str) -> tuple[int, int]:
@@ -208,7 +216,7 @@ def parse_squeue(text: str) -> list[Observation]:
         if word == "PENDING":
             said = waiting_reason(reason)
         elif word != "RUNNING":
-            said = f"{word}, {said}" if said else word
+            said = _ended(word, reason, status)
         observation = Observation(
             native_id=number,
             index=None,
@@ -263,7 +271,7 @@ def parse_sacct(text: str) -> dict[_Key, Observation]:
             index=key[1],
             state=state,
             cause=cause,
-            reason=word if reason in ("", "None") else f"{word}, {reason}",
+            reason=_ended(word, reason, status),
             host=nodes if ran else "",
             exit_code=code,
             started=_epoch(start) if ran else None,

@@ -352,6 +352,14 @@ class TestSqueue:
         assert again.started is None
         assert again.reason.startswith("BeginTime (")
 
+    def test_a_folder_that_the_node_does_not_see_is_told(self) -> None:
+        [seen] = parse_squeue("7|N/A|FAILED|53|0|1700000000|1700000000|node1|JobLaunchFailure|")
+        assert seen.cause is Cause.INFRASTRUCTURE
+        assert seen.reason.startswith("FAILED, JobLaunchFailure (the node could not enter the run folder")
+        again = parse_sacct("7|FAILED|0:53|1700000000|1700000000|node1|00:00:00||mem=1G|None")["7", None]
+        assert (again.cause, again.reason.partition(" (")[0]) == (Cause.INFRASTRUCTURE, "FAILED")
+        assert "storage" in again.reason
+
     def test_the_record_of_a_refused_job(self) -> None:
         [job] = [job for job in parse_squeue(out("lab3-squeue")) if job.native_id == "29"]
         assert (job.state, job.cause, job.started) == (JobState.FAILED, Cause.SUBMIT_REJECTED, None)

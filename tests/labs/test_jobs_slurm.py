@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from jupyter_hybrid.practice import PracticeSlurm
 def wait_for(reached: Callable[[], Any], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not reached():
-        assert time.monotonic() < end
+        assert time.monotonic() < end, [(row.name, row.state, row.reason) for row in default_store().jobs()]
         time.sleep(0.02)
 
 
@@ -86,6 +87,97 @@ def test_an_array_above_the_sites_limit_is_cut_into_chunks(
     assert [len(row.native_id) > 0 for row in default_store().submissions(array.id)] == [True] * 3
     for task in (0, 8, 9, 19):
         assert array[task].logs() == f"task {task}\n"
+
+
+def test_an_array_above_the_sites_own_limit_runs_as_several(
+    slurm_limited: PracticeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = configure(slurm_limited, tmp_path, monkeypatch)
+
+    def where(x: int) -> tuple[int, str, str]:
+        import os
+
+        print("task", x)
+        return x, os.environ["SLURM_ARRAY_JOB_ID"], os.environ["SLURM_ARRAY_TASK_ID"]
+
+    array = hy.Executor(pool, memory="100M").array(where, range(12), batch=1)
+    results = array.results(180)
+    submissions = default_store().submissions(array.id)
+    assert [(row.first, row.batches) for row in submissions] == [(0, 5), (5, 5), (10, 2)]
+    assert results == [(x, submissions[x // 5].native_id, str(x % 5)) for x in range(12)]
+    assert [array[x].logs() for x in range(12)] == [f"task {x}\n" for x in range(12)]
+    wait_for(lambda: array.state == "COMPLETED")
+
+
+@pytest.mark.parametrize("limit", ["maxsubmitjobs", "grpsubmitjobs"])
+def test_what_the_account_may_not_submit_yet_waits_with_the_reason(
+    slurm_enforcing: PracticeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    pool = configure(slurm_enforcing, tmp_path, monkeypatch)
+    user, account = command(slurm_enforcing, "id", "-un").strip(), f"of{limit}"
+    command(slurm_enforcing, "sacctmgr", "-i", "add", "account", account)
+    whose = f"{limit}=3"
+    command(slurm_enforcing, "sacctmgr", "-i", "add", "user", user, f"account={account}")
+    if limit == "maxsubmitjobs":
+        command(slurm_enforcing, "sacctmgr", "-i", "modify", "user", user, "where", f"account={account}", "set", whose)
+    else:
+        command(slurm_enforcing, "sacctmgr", "-i", "modify", "account", account, "set", whose)
+    release, marks = tmp_path / "release", tmp_path / "marks"
+
+    def task(x: int, release: str, marks: str) -> int:
+        import os
+        import time
+
+        with open(marks, "ab", buffering=0) as file:
+            file.write(b"%d\n" % x)
+        while not os.path.exists(release):
+            time.sleep(0.05)
+        return x
+
+    ex = hy.Executor(pool, memory="100M", account=account)
+    jobs = [ex.submit(task, x, str(release), str(marks)) for x in range(5)]
+    array = ex.array(task, range(5, 8), [str(release)] * 3, [str(marks)] * 3, batch=1)
+    waiting = [*jobs[3:], array]
+    wait_for(lambda: all("it can be taken later" in each.reason for each in waiting))
+    assert "SubmitJob" in waiting[0].reason
+    assert [bool(job.native_id) for job in jobs] == [True, True, True, False, False]
+    assert {each.state for each in waiting} == {hy.JobState.NEW}
+    assert "max_jobs" not in waiting[0].reason  # others of ours are in the queue: there will be room
+    listed = command(slurm_enforcing, "squeue", "-h", "-r", "-A", account, "-t", "PD,R", "-o", "%i")
+    assert len(listed.split()) == 3
+    release.touch()
+    assert [job.result(180) for job in jobs] == [0, 1, 2, 3, 4]
+    assert array.results(180) == [5, 6, 7]
+    assert Counter(marks.read_text().split()) == Counter(map(str, range(8)))
+    assert waiting[0].reason == ""
+
+
+def test_storage_that_the_node_does_not_see(
+    slurm: PracticeSlurm, pool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The submitting process has the storage mounted, in a mount namespace of its own; the node has not."""
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    config = Path(os.environ["JUPYTER_HYBRID_CONFIG"])
+    config.write_text(f"{config.read_text()}    storage: {storage}\n")
+    code = """
+import sys, time, jupyter_hybrid as hy
+job = hy.Executor("hpc").submit(abs, -1)
+try:
+    job.result(120)
+except hy.HybridError as error:
+    print(error)
+while not job.state.final:
+    time.sleep(0.02)
+print(job.state, job.cause)
+"""
+    mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs "$1" && shift && exec "$@"', "sh", str(storage)]
+    if os.geteuid() != 0 or subprocess.run([*mount, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    done = subprocess.run([*mount, sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("FAILED INFRASTRUCTURE\n"), done.stdout + done.stderr
+    assert "does it see the storage" in done.stdout
+    assert "doctor" in done.stdout
 
 
 def test_a_job_name_with_anything_in_it_is_only_a_name(pool: str, tmp_path: Path) -> None:
@@ -316,8 +408,6 @@ def test_the_store_can_be_deleted_while_jobs_run(pool: str, tmp_path: Path) -> N
     store.close()
     for ending in ("", "-wal", "-shm"):
         Path(f"{store.path}{ending}").unlink(missing_ok=True)
-    import sys
-
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found == "1\n"
     release.touch()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ import pytest
 from jupyter_hybrid.backends.base import Backend, Observation, Submission
 from jupyter_hybrid.backends.slurm import SlurmBackend, SubmitLater, available
 from jupyter_hybrid.errors import PoolUnreachable, SubmitRejected, SubmitUnclear
-from jupyter_hybrid.practice import PracticeSlurm, missing_commands, slurm_up
+from jupyter_hybrid.practice import PracticeSlurm
 from jupyter_hybrid.process import run
 from jupyter_hybrid.spec import Cause, JobState, Resources, new_id
 
@@ -82,39 +81,9 @@ def lab(slurm: PracticeSlurm, tmp_path: Path) -> Iterator[Lab]:
     yield from lab_on(slurm, tmp_path)
 
 
-def forgetful(accounting: bool, **settings: str | int) -> Iterator[PracticeSlurm]:
-    """Give a small cluster that forgets ended jobs after seconds."""
-    if (missing := missing_commands(accounting)) and os.environ.get("CI") != "true":
-        pytest.skip(f"no {', '.join(missing)}")
-    name, folder = f"lim{os.getpid()}{'a' if accounting else ''}", tempfile.mkdtemp(prefix="hyl-")
-    cluster = PracticeSlurm(name, Path(folder), 1, 2, accounting)
-    try:
-        yield slurm_up(
-            name,
-            nodes=1,
-            cpus=2,
-            folder=folder,
-            accounting=accounting,
-            register=False,
-            settings={"MinJobAge": 2, **settings},
-        )
-    finally:
-        cluster.down()
-
-
-@pytest.fixture(scope="module")
-def limited() -> Iterator[PracticeSlurm]:
-    yield from forgetful(False, MaxArraySize=5)
-
-
-@pytest.fixture(scope="module")
-def enforcing() -> Iterator[PracticeSlurm]:
-    yield from forgetful(True, AccountingStorageEnforce="limits,qos")
-
-
 @pytest.fixture
-def accounting(enforcing: PracticeSlurm, tmp_path: Path) -> Iterator[Lab]:
-    yield from lab_on(enforcing, tmp_path)
+def accounting(slurm_enforcing: PracticeSlurm, tmp_path: Path) -> Iterator[Lab]:
+    yield from lab_on(slurm_enforcing, tmp_path)
 
 
 def states(seen: Sequence[Observation]) -> Counter[JobState]:
@@ -252,8 +221,8 @@ class TestRefusals:
         with pytest.raises(SubmitRejected, match=words):
             lab.submit("true", resources=resources)
 
-    def test_an_array_over_the_sites_limit(self, limited: PracticeSlurm, tmp_path: Path) -> None:
-        lab = Lab(limited, tmp_path)
+    def test_an_array_over_the_sites_limit(self, slurm_limited: PracticeSlurm, tmp_path: Path) -> None:
+        lab = Lab(slurm_limited, tmp_path)
         size = lab.backend.snapshot().max_array
         assert size == 5
         with pytest.raises(SubmitRejected, match="MaxArraySize"):
@@ -409,8 +378,8 @@ def test_estimated_start(lab: Lab) -> None:
     assert seen.estimated_start >= started + 600
 
 
-def test_forgotten_jobs_are_absent_where_there_is_no_accounting(limited: PracticeSlurm, tmp_path: Path) -> None:
-    lab = Lab(limited, tmp_path)
+def test_forgotten_jobs_are_absent_where_there_is_no_accounting(slurm_limited: PracticeSlurm, tmp_path: Path) -> None:
+    lab = Lab(slurm_limited, tmp_path)
     native_id = lab.submit("true")
     lab.wait(native_id, lambda seen: not seen)
     # And a dependency on it counts as fulfilled, as submit() warns.
