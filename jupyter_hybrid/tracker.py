@@ -60,7 +60,7 @@ class PoolTracker(Submitter):
         self.owner = lease_owner()
         self.own: set[str] = set()  # runs that somebody in this process waits for
         self.lock = threading.RLock()
-        self.stepped = threading.Event()  # set after the thread's first round
+        self.stepped = threading.Event()  # set once the scheduler has answered the thread's first question
         self.thread: threading.Thread | None = None
         self._seen = ("", -1)
         self._seen_at = self._renewed = self._loaded = float("-inf")
@@ -97,7 +97,8 @@ class PoolTracker(Submitter):
             except Exception:  # the thread must outlive a bug, or every job of the pool would stand still
                 log.exception("pool %s: unexpected error", self.pool.name)
                 pause = RENEW
-            self.stepped.set()
+            if self._asked is None:
+                self.stepped.set()
             with self.lock:
                 if not self.own and not self.runs and not self.wake.is_set():
                     self.leave()
