@@ -14,7 +14,7 @@ from typing import Any
 
 from . import frames
 from .backends.base import Submission
-from .errors import HybridError, JobNotFound, StoreError
+from .errors import ConfigError, HybridError, JobNotFound, StoreError
 from .index import index_job
 from .pool import Pool, default_store, get_pool
 from .progress import DONE, Progress
@@ -167,7 +167,11 @@ def make_spec(
 
 
 def preview(pool: Pool, spec: JobSpec) -> list[tuple[Submission, str]]:
-    """Return what launch would have submitted for a job: each submission with its script. Nothing is written."""
+    """Return what launch would have submitted for a job: each submission with its script.
+
+    No job is written down. The number of batches comes from the pool's capacity, which is asked for and shared if the
+    last answer is old; the worker that the scripts start is put on the storage if it is not there.
+    """
     attempt = pool.plan(default_store(), 1, 0, ((0, spec.tasks),), spec.batch, spec.resources)
     folder = pool.storage.root / spec.id
     return [
@@ -298,7 +302,7 @@ def retry(run: Run, **resources: Any) -> int:
     missing = missing_tasks(run)
     if not missing:
         return 0
-    pool = get_pool(run.row.pool)
+    pool = _pool_of(run)
     with run.folder.submitting() as lock:
         if lock is None or store.job(run.row.id).attempt != run.row.attempt:
             raise HybridError(f"job {run.row.id} is being retried by another process")
@@ -327,14 +331,27 @@ def cancel(run: Run) -> bool:
     run.row = store.job(run.row.id)
     if run.row.state.final:
         return False
+    pool = _pool_of(run)
     try:
         run.folder.write(f"cancelled-{run.row.attempt}", b"")
     except OSError as error:
         raise StoreError(f"job {run.row.id} cannot be cancelled: {run.folder.path}: {error.strerror}") from error
     store.update_job(run.row.id, run.row.attempt, reason="being cancelled")
     run.cancel_asked = True
-    follow(run)
+    follow(run, pool)
     return True
+
+
+def _pool_of(run: Run) -> Pool:
+    row = run.row
+    try:
+        return get_pool(row.pool)
+    except ConfigError as error:
+        hand = f", or cancel {row.native_id} at its scheduler by hand" if row.native_id and not row.state.final else ""
+        raise ConfigError(
+            f"job {row.id} is {row.state}, and its pool {row.pool!r} is not in the configuration any more: "
+            f"put it back{hand} ({error})"
+        ) from error
 
 
 def load_run(job_id: str) -> Run:
@@ -347,7 +364,7 @@ def load_run(job_id: str) -> Run:
     run.refresh()
     run.batches = run.batches or default_store().batches(row.id)
     if not row.state.final:
-        follow(run)
+        follow(run, _pool_of(run))
     return run
 
 

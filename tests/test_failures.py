@@ -872,6 +872,21 @@ def test_cancel_of_what_could_not_be_submitted(scripted: Scripted) -> None:
     assert not scripted.submitted
 
 
+def test_cancel_of_a_job_whose_pool_is_not_configured_any_more(scripted: Scripted) -> None:
+    job = hy.Executor("odd").submit(len, "abc")
+    until(lambda: job.native_id)
+    text = (Path(os.environ["JUPYTER_CONFIG_DIR"]) / "hybrid.yaml").read_text()
+    configure("pools:\n  other: {kind: local}\n")
+    for ask in (job.cancel, lambda: hy.job(job.id)):
+        with pytest.raises(ConfigError, match="'odd' is not in the configuration any more: put it back, or cancel 1"):
+            ask()
+    assert job.reason != "being cancelled"
+    assert not job.run.cancelled
+    configure(text)
+    assert job.cancel()
+    until(lambda: scripted.cancelled == ["1"])
+
+
 def test_one_broken_job_does_not_hold_up_the_others(scripted: Scripted) -> None:
     scripted.down = PoolUnreachable("away")
     ex = hy.Executor("odd")

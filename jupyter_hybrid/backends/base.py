@@ -6,7 +6,8 @@ a script that is already on the pool's storage, and answers in :class:`Observati
 
 Rules that every backend keeps:
 
-* Every method may block; it is called from the pool's own thread, never from a kernel's or a server's loop.
+* Every method may block, and may be called from several threads: what a pool's tracker asks and what it submits, what
+  a user asks for a preview, the doctor; never from a kernel's or a server's loop.
 * A scheduler that cannot be reached raises :class:`~jupyter_hybrid.errors.PoolUnreachable`, never an empty answer.
 * A refusal raises :class:`~jupyter_hybrid.errors.SubmitRejected` with the scheduler's own words.
 * A submission that broke off half-way raises :class:`~jupyter_hybrid.errors.SubmitUnclear`; the caller then asks
