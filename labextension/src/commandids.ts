@@ -7,6 +7,7 @@ export namespace CommandIDs {
   export const refresh = 'hybrid:refresh';
   export const cancel = 'hybrid:cancel';
   export const retryFailed = 'hybrid:retry-failed';
+  export const retryWith = 'hybrid:retry-with';
   export const retryAll = 'hybrid:retry-all';
   export const hold = 'hybrid:hold';
   export const release = 'hybrid:release';

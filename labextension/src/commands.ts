@@ -12,6 +12,7 @@ import { RequestError } from './api';
 import { CommandIDs } from './commandids';
 import type { HybridModel } from './model';
 import { loadResults, openCell } from './origin';
+import { askResources } from './retrydialog';
 import type { IJob } from './types';
 import { isFinal } from './types';
 
@@ -39,12 +40,16 @@ export function addJobCommands(options: ICommandOptions): void {
     if (typeof args.id === 'string') {
       return args.id;
     }
-    const hit = args.pointed ? app.contextMenuHitTest(node => node.dataset.job !== undefined) : undefined;
+    const hit = args.pointed
+      ? app.contextMenuHitTest(node => node.dataset.job !== undefined)
+      : undefined;
     return hit?.dataset.job ?? model.selected?.id ?? null;
   };
   const jobOf = (args: ReadonlyPartialJSONObject): IJob | null => {
     const id = idOf(args);
-    return id === null ? null : (model.find(id) ?? (model.selected?.id === id ? model.selected.row : null));
+    return id === null
+      ? null
+      : (model.find(id) ?? (model.selected?.id === id ? model.selected.row : null));
   };
 
   /** Add a command on a job; it is not offered where it would do nothing. */
@@ -74,7 +79,10 @@ export function addJobCommands(options: ICommandOptions): void {
   const act = (action: JobAction, body?: object) => (id: string) => model.act(id, action, body);
   const nameOf = (id: string): string => model.find(id)?.name.split('\n', 1)[0] || id;
   const confirm = async (title: string, body: string, yes: string): Promise<boolean> => {
-    const buttons = [Dialog.cancelButton({ label: trans.__('Keep') }), Dialog.warnButton({ label: yes })];
+    const buttons = [
+      Dialog.cancelButton({ label: trans.__('Keep') }),
+      Dialog.warnButton({ label: yes })
+    ];
     return (await showDialog({ title, body, buttons })).button.accept;
   };
 
@@ -85,7 +93,13 @@ export function addJobCommands(options: ICommandOptions): void {
     job => !isFinal(job.state),
     async id => {
       const title = trans.__('Cancel "%1"?', nameOf(id));
-      if (await confirm(title, trans.__('What is done stays; the rest is ended.'), trans.__('Cancel job'))) {
+      if (
+        await confirm(
+          title,
+          trans.__('What is done stays; the rest is ended.'),
+          trans.__('Cancel job')
+        )
+      ) {
         await model.act(id, 'cancel');
       }
     }
@@ -96,6 +110,18 @@ export function addJobCommands(options: ICommandOptions): void {
     trans.__('Run again what has no result'),
     job => isFinal(job.state) && job.state !== 'COMPLETED',
     act('retry', { tasks: 'failed' })
+  );
+  add(
+    CommandIDs.retryWith,
+    trans.__('Retry Job With…'),
+    trans.__('Run again what has no result, with more memory or time'),
+    job => isFinal(job.state) && job.state !== 'COMPLETED',
+    async id => {
+      const resources = await askResources(await model.api.job(id), trans);
+      if (resources) {
+        await model.act(id, 'retry', { tasks: 'failed', resources });
+      }
+    }
   );
   add(
     CommandIDs.retryAll,
@@ -133,7 +159,9 @@ export function addJobCommands(options: ICommandOptions): void {
     async id => {
       const { folder_browser, folder } = await model.api.job(id);
       if (folder_browser === null) {
-        throw new Error(trans.__('The run folder is outside of what the file browser shows: %1', folder));
+        throw new Error(
+          trans.__('The run folder is outside of what the file browser shows: %1', folder)
+        );
       }
       await commands.execute('filebrowser:open-path', { path: folder_browser });
     }
@@ -142,14 +170,14 @@ export function addJobCommands(options: ICommandOptions): void {
     CommandIDs.openCell,
     trans.__('Show Cell of Job'),
     trans.__('Open the notebook at the cell that the job came from'),
-    job => Boolean(job.notebook),
+    job => Boolean(job.notebook_browser),
     async id => openCell(await model.api.job(id), documents)
   );
   add(
     CommandIDs.loadResults,
     trans.__('Load Results of Job'),
     trans.__('Bind what the job gives back in the kernel of its notebook'),
-    job => job.state === 'COMPLETED' && Boolean(job.notebook),
+    job => job.state === 'COMPLETED' && Boolean(job.notebook_browser),
     async id => {
       const said = await loadResults(await model.api.job(id), documents, notebooks);
       Notification.success(said || trans.__('The results are loaded.'), { autoClose: 5000 });

@@ -31,9 +31,9 @@ export function percent(share: number): string {
   return `${Math.round(share * 100)} %`;
 }
 
-/** Return an amount of money; small ones keep the digits that tell them from nothing. */
+/** Return an amount of money; a small one is told from nothing. */
 export function money(amount: number): string {
-  return amount === 0 || amount >= 0.1 ? amount.toFixed(2) : amount.toPrecision(2);
+  return amount > 0 && amount < 0.005 ? '< 0.01' : amount.toFixed(2);
 }
 
 /** Return a moment: the time today, else the day too. */

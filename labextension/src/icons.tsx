@@ -28,10 +28,22 @@ const SHAPES: Record<JobState | 'HELD', JSX.Element> = {
   ),
   RUNNING: <path d="M4 2.5v11l9-5.5z" fill="currentColor" />,
   COMPLETED: (
-    <path d="M2.5 8.5l3.5 4 7.5-9" fill="none" stroke="currentColor" strokeLinecap="round" strokeWidth="2.2" />
+    <path
+      d="M2.5 8.5l3.5 4 7.5-9"
+      fill="none"
+      stroke="currentColor"
+      strokeLinecap="round"
+      strokeWidth="2.2"
+    />
   ),
   FAILED: (
-    <path d="M3.5 3.5l9 9m0-9l-9 9" fill="none" stroke="currentColor" strokeLinecap="round" strokeWidth="2.2" />
+    <path
+      d="M3.5 3.5l9 9m0-9l-9 9"
+      fill="none"
+      stroke="currentColor"
+      strokeLinecap="round"
+      strokeWidth="2.2"
+    />
   ),
   CANCELLED: (
     <g fill="none" stroke="currentColor" strokeWidth="1.6">

@@ -40,7 +40,7 @@ export class JobModel {
 
   dispose(): void {
     this.disposed = true;
-    window.clearTimeout(this.waiting);
+    clearTimeout(this.waiting);
     this.log?.dispose();
     Signal.clearData(this);
   }
@@ -109,7 +109,7 @@ export class JobModel {
 
   private refreshSoon(): void {
     if (this.waiting === undefined) {
-      this.waiting = window.setTimeout(() => {
+      this.waiting = setTimeout(() => {
         this.waiting = undefined;
         void this.refresh();
       }, APART);
@@ -120,7 +120,8 @@ export class JobModel {
   private followLog(): void {
     const batches = this.detail?.batches ?? [];
     const latest = batches.length ? batches[batches.length - 1].batch : null;
-    const batch = this.index === null ? (this.detail?.array ? null : latest) : (this.task?.batch ?? null);
+    const batch =
+      this.index === null ? (this.detail?.array ? null : latest) : (this.task?.batch ?? null);
     const task = this.index ?? undefined;
     if (this.log && this.log.batch === batch && this.log.task === task) {
       if (this.row && !isFinal(this.row.state)) {
@@ -133,5 +134,5 @@ export class JobModel {
   }
 
   private disposed = false;
-  private waiting: number | undefined;
+  private waiting: ReturnType<typeof setTimeout> | undefined;
 }

@@ -31,7 +31,7 @@ export class LogModel {
 
   dispose(): void {
     this.disposed = true;
-    window.clearTimeout(this.waiting);
+    clearTimeout(this.waiting);
     Signal.clearData(this);
   }
 
@@ -70,13 +70,13 @@ export class LogModel {
       this.changed.emit();
     }
     if (!this.end && !this.disposed) {
-      this.waiting = window.setTimeout(() => void this.more(), APART);
+      this.waiting = setTimeout(() => void this.more(), APART);
     }
   }
 
   private next: number | null = null;
   private disposed = false;
-  private waiting: number | undefined;
+  private waiting: ReturnType<typeof setTimeout> | undefined;
 }
 
 // eslint-disable-next-line no-control-regex

@@ -100,7 +100,8 @@ function poolOption(options: string): { start: number; end: number; name: string
 }
 
 function unquoted(word: string): string {
-  return word.replace(/["'\\]/g, '');
+  const quoted = /^(["'])(.*)\1$/.exec(word);
+  return quoted ? quoted[2] : word.replace(/["'\\]/g, '');
 }
 
 /** Return the name of the pool that a cell runs on; null for the notebook's own kernel. */
@@ -138,8 +139,13 @@ export function sendTo(source: string, pool: Place, pools: readonly Place[], opt
     throw new Error(`Pools of kind ${pool.kind} have no cell magic.`);
   }
   const first = pools.find(each => each.kind === pool.kind)?.name === pool.name;
-  const quoted = /^[\w.-]+$/.test(pool.name) ? pool.name : `'${pool.name}'`;
-  const line = [`%%${name}`, first ? '' : `--pool ${quoted}`, withoutPool(magic?.options ?? options)]
+  const quote = pool.name.includes("'") ? '"' : "'";
+  const quoted = /^[\w.-]+$/.test(pool.name) ? pool.name : quote + pool.name + quote;
+  const line = [
+    `%%${name}`,
+    first ? '' : `--pool ${quoted}`,
+    withoutPool(magic?.options ?? options)
+  ]
     .filter(Boolean)
     .join(' ');
   return `${magic?.before ?? ''}${line}\n${magic?.body ?? source}`;

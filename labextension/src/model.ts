@@ -100,7 +100,7 @@ export class HybridModel {
     this.events.disconnect(this.onEvent, this);
     this.poll.dispose();
     this.selected?.dispose();
-    window.clearTimeout(this.counting);
+    clearTimeout(this.counting);
     Signal.clearData(this);
   }
 
@@ -261,9 +261,7 @@ export class HybridModel {
       if (old && old.seq > row.seq) {
         continue;
       }
-      if (this.unfinished.has(row.id) && isFinal(row.state)) {
-        this.ended.emit(row);
-      }
+      this.remember([row]);
       if (index !== undefined) {
         jobs[index] = row;
       } else if (this.matches(row) && this.inReach(row)) {
@@ -273,10 +271,11 @@ export class HybridModel {
         this.selected.update(row);
       }
     }
-    this.remember(rows);
     const kept = jobs.filter(job => this.matches(job));
     if (fresh.length) {
-      this.jobs = [...fresh, ...kept].sort((a, b) => b.created - a.created || (a.id < b.id ? -1 : 1));
+      this.jobs = [...fresh, ...kept].sort(
+        (a, b) => b.created - a.created || (a.id < b.id ? -1 : 1)
+      );
     } else {
       this.jobs = kept;
     }
@@ -301,7 +300,9 @@ export class HybridModel {
   private remember(rows: IJob[]): void {
     for (const row of rows) {
       if (isFinal(row.state)) {
-        this.unfinished.delete(row.id);
+        if (this.unfinished.delete(row.id)) {
+          this.ended.emit(row);
+        }
       } else {
         this.unfinished.add(row.id);
       }
@@ -328,7 +329,7 @@ export class HybridModel {
     if (this.counting !== undefined) {
       return;
     }
-    this.counting = window.setTimeout(() => {
+    this.counting = setTimeout(() => {
       this.counting = undefined;
       const round = this.round;
       void this.guard(async () => {
@@ -379,5 +380,5 @@ export class HybridModel {
   private next: string | null = null;
   private round = 0;
   private paging = false;
-  private counting: number | undefined;
+  private counting: ReturnType<typeof setTimeout> | undefined;
 }

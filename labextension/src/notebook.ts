@@ -69,7 +69,7 @@ export const notebookPlugin: JupyterFrontEndPlugin<void> = {
         }
         return pool.cpus_free === null
           ? pool.name
-          : trans.__('%1 (%2 cpus free)', pool.name, pool.cpus_free);
+          : trans._n('%2 (%1 cpu free)', '%2 (%1 cpus free)', pool.cpus_free, pool.name);
       },
       caption: trans.__('Run the cell as a job on a pool'),
       icon: args => (args.pool === undefined ? hybridIcon : undefined),

@@ -1,19 +1,18 @@
 /** Tells that a job has ended, unless the user looks at its notebook, where the card tells it. */
 
-import type { JupyterFrontEnd } from '@jupyterlab/application';
 import { Notification } from '@jupyterlab/apputils';
 import type { NotebookPanel } from '@jupyterlab/notebook';
 import type { CommandRegistry } from '@lumino/commands';
 
 import { CommandIDs } from './commandids';
 import { stateWord } from './icons';
+import { isNotebookOf } from './origin';
 import type { IHybrid } from './tokens';
 
 export function notifyOfEnds(
   hybrid: IHybrid,
   commands: CommandRegistry,
-  notebook: () => NotebookPanel | null,
-  shell: JupyterFrontEnd.IShell
+  notebook: () => NotebookPanel | null
 ): void {
   const { model, trans } = hybrid;
   model.ended.connect((_, job) => {
@@ -25,7 +24,7 @@ export function notifyOfEnds(
       return; // the user did it
     }
     const current = notebook();
-    const seen = current !== null && shell.currentWidget === current && current.context.path === job.notebook;
+    const seen = current !== null && current.isVisible && isNotebookOf(current, job);
     if (seen && !document.hidden) {
       return;
     }
@@ -37,7 +36,7 @@ export function notifyOfEnds(
         callback: () => void commands.execute(CommandIDs.openJob, { id: job.id })
       }
     ];
-    if (good && job.notebook) {
+    if (good && job.notebook_browser && job.kind === 'cell') {
       actions.unshift({
         label: trans.__('Load results'),
         displayType: 'accent',

@@ -4,12 +4,18 @@ import type { IDocumentManager } from '@jupyterlab/docmanager';
 import type { INotebookTracker, NotebookPanel } from '@jupyterlab/notebook';
 import type { Kernel } from '@jupyterlab/services';
 
-import type { IJobDetail } from './types';
+import type { IJob, IJobDetail } from './types';
+
+/** Whether a job comes from a notebook that is open. */
+export function isNotebookOf(panel: NotebookPanel, job: IJob): boolean {
+  return Boolean(job.notebook_browser) && panel.context.localPath === job.notebook_browser;
+}
 
 async function openNotebook(job: IJobDetail, documents: IDocumentManager): Promise<NotebookPanel> {
-  const path = job.origin.notebook ?? job.notebook;
+  const path = job.notebook_browser;
   if (!path) {
-    throw new Error(`Job ${job.id} comes from no notebook.`);
+    const where = job.notebook || 'a place without a notebook';
+    throw new Error(`Job ${job.id} comes from ${where}, which the file browser does not show.`);
   }
   const widget = documents.openOrReveal(path);
   if (!widget || !('sessionContext' in widget)) {
@@ -36,7 +42,7 @@ export async function loadResults(
   documents: IDocumentManager,
   notebooks: INotebookTracker | null
 ): Promise<string> {
-  const open = notebooks?.find(panel => panel.context.path === job.origin.notebook);
+  const open = notebooks?.find(panel => isNotebookOf(panel, job));
   const panel = open ?? (await openNotebook(job, documents));
   await panel.sessionContext.ready;
   const kernel = panel.sessionContext.session?.kernel;

@@ -1,7 +1,7 @@
 /** The plugin of the panel: in the side bar, in the main area, in palette, menus and launcher. */
 
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
-import { ILabShell, ILayoutRestorer } from '@jupyterlab/application';
+import { ILayoutRestorer } from '@jupyterlab/application';
 import { ICommandPalette, MainAreaWidget, WidgetTracker } from '@jupyterlab/apputils';
 import { IDocumentManager } from '@jupyterlab/docmanager';
 import { ILauncher } from '@jupyterlab/launcher';
@@ -29,7 +29,6 @@ export const panelPlugin: JupyterFrontEndPlugin<IHybrid> = {
   optional: [
     ITranslator,
     ISettingRegistry,
-    ILabShell,
     ILayoutRestorer,
     ICommandPalette,
     ILauncher,
@@ -40,7 +39,6 @@ export const panelPlugin: JupyterFrontEndPlugin<IHybrid> = {
     documents: IDocumentManager,
     translator: ITranslator | null,
     settings: ISettingRegistry | null,
-    labShell: ILabShell | null,
     restorer: ILayoutRestorer | null,
     palette: ICommandPalette | null,
     launcher: ILauncher | null,
@@ -111,7 +109,7 @@ export const panelPlugin: JupyterFrontEndPlugin<IHybrid> = {
       category: trans.__('Other'),
       rank: 5
     });
-    notifyOfEnds(hybrid, commands, () => notebooks?.currentWidget ?? null, labShell ?? shell);
+    notifyOfEnds(hybrid, commands, () => notebooks?.currentWidget ?? null);
 
     void settings?.load(panelPlugin.id).then(loaded => {
       const apply = (): void => {

@@ -60,9 +60,7 @@ async function loadExtension(panel: NotebookPanel, hybrid: IHybrid): Promise<voi
     await run(kernel, LOAD_EXTENSION);
   } catch (error) {
     const words = error instanceof Error ? error.message : String(error);
-    throw new Error(
-      trans.__('The kernel of this notebook cannot load jupyter_hybrid. %1', words)
-    );
+    throw new Error(trans.__('The kernel of this notebook cannot load jupyter_hybrid. %1', words));
   }
   const loads = panel.content.widgets.some(cell =>
     cell.model.sharedModel.getSource().includes('load_ext jupyter_hybrid')
@@ -72,7 +70,9 @@ async function loadExtension(panel: NotebookPanel, hybrid: IHybrid): Promise<voi
   }
   told.add(panel);
   Notification.info(
-    trans.__('The magics were loaded into this kernel. A cell with %load_ext does it in every run.'),
+    trans.__(
+      'The magics were loaded into this kernel. A cell with %load_ext does it in every run.'
+    ),
     {
       autoClose: 15_000,
       actions: [

@@ -1,14 +1,7 @@
 /** What the server says: the shapes of its JSON. Times are seconds since the epoch, memory is in bytes. */
 
 export type JobState =
-  | 'NEW'
-  | 'PENDING'
-  | 'RUNNING'
-  | 'COMPLETED'
-  | 'FAILED'
-  | 'CANCELLED'
-  | 'TIMEOUT'
-  | 'UNKNOWN';
+  'NEW' | 'PENDING' | 'RUNNING' | 'COMPLETED' | 'FAILED' | 'CANCELLED' | 'TIMEOUT' | 'UNKNOWN';
 
 export const STATES: readonly JobState[] = [
   'NEW',
@@ -67,6 +60,8 @@ export interface IJob {
   ended: number | null;
   native_id: string;
   notebook: string;
+  /** The path that the file browser has for it; null where it shows it not. */
+  notebook_browser: string | null;
   cell: string | null;
   function: string;
   held: boolean;

@@ -32,6 +32,8 @@ function Meter(props: { share: number; label: string }): JSX.Element {
 
 /** Resources with rows of their own; the others are only asked for. */
 const MEASURED = new Set(['cpus', 'memory', 'time']);
+/** What goes without saying. */
+const PLAIN: Record<string, unknown> = { nodes: 1, tasks_per_node: 1 };
 
 function text(value: unknown): string {
   return typeof value === 'object' && value !== null
@@ -69,7 +71,11 @@ export function Facts(props: { job: IJobDetail; row: IJob }): JSX.Element {
   ];
   const others = Object.entries(job.resources).filter(
     ([name, value]) =>
-      !MEASURED.has(name) && value !== null && value !== '' && value !== 0 && text(value) !== ''
+      !MEASURED.has(name) &&
+      value !== null &&
+      value !== 0 &&
+      value !== PLAIN[name] &&
+      text(value) !== ''
   );
   return (
     <>

@@ -62,7 +62,9 @@ export function Filters(): JSX.Element {
                 className="jp-Hybrid-chip"
                 aria-pressed={on}
                 onClick={() =>
-                  model.setFilter({ state: on ? state.filter(one => one !== each) : [...state, each] })
+                  model.setFilter({
+                    state: on ? state.filter(one => one !== each) : [...state, each]
+                  })
                 }
               >
                 <StateIcon state={each} />

@@ -1,5 +1,6 @@
 /** One job: how it stands and why, what to do about it, its tasks, log, script and all that is known of it. */
 
+import type { TranslationBundle } from '@jupyterlab/translation';
 import React, { useState } from 'react';
 
 import { CommandIDs } from '../commandids';
@@ -56,7 +57,13 @@ function Actions(props: { job: IJob; detail: IJobDetail | null }): JSX.Element {
       CommandIDs.retryFailed,
       job.array ? trans.__('Retry failed') : trans.__('Retry'),
       isFinal(job.state) && job.state !== 'COMPLETED',
-      true
+      job.cause !== 'OUT_OF_MEMORY' && job.cause !== 'TIMEOUT'
+    ],
+    [
+      CommandIDs.retryWith,
+      trans.__('Retry with…'),
+      isFinal(job.state) && job.state !== 'COMPLETED',
+      job.cause === 'OUT_OF_MEMORY' || job.cause === 'TIMEOUT'
     ],
     [CommandIDs.retryAll, trans.__('Run all again'), isFinal(job.state) && job.array, false],
     [CommandIDs.hold, trans.__('Hold'), job.state === 'PENDING' && !job.held, false],
@@ -64,10 +71,10 @@ function Actions(props: { job: IJob; detail: IJobDetail | null }): JSX.Element {
     [
       CommandIDs.loadResults,
       trans.__('Load results'),
-      job.state === 'COMPLETED' && Boolean(job.notebook) && Boolean(detail?.outputs.length),
+      job.state === 'COMPLETED' && Boolean(job.notebook_browser) && Boolean(detail?.outputs.length),
       true
     ],
-    [CommandIDs.openCell, trans.__('Show cell'), Boolean(job.notebook), false],
+    [CommandIDs.openCell, trans.__('Show cell'), Boolean(job.notebook_browser), false],
     [CommandIDs.copyId, trans.__('Copy id'), true, false],
     [CommandIDs.openFolder, trans.__('Open folder'), Boolean(detail?.folder_browser), false],
     [CommandIDs.cleanUp, trans.__('Clean up'), isFinal(job.state), false]
@@ -90,8 +97,36 @@ function Actions(props: { job: IJob; detail: IJobDetail | null }): JSX.Element {
   );
 }
 
+/** What to do about a cause here in the panel; the server's advice is for those who type. */
+function adviceFor(job: IJob, trans: TranslationBundle): string {
+  switch (job.cause) {
+    case 'OUT_OF_MEMORY':
+      return trans.__('Ask for more memory: "Retry with…"');
+    case 'TIMEOUT':
+      return trans.__('Ask for more time: "Retry with…"');
+    case 'NODE_FAILURE':
+      return trans.__('The node failed, not the job: retry it.');
+    case 'PREEMPTED':
+      return trans.__('A job with higher priority took the node: retry it.');
+    case 'USER_ERROR':
+      return job.notebook ? trans.__('Correct the cell and run it again.') : '';
+    case 'DEPENDENCY_FAILED':
+      return trans.__('A job it depends on did not complete: retry that one, then this.');
+    case 'SUBMIT_REJECTED':
+      return trans.__('Change what it asks for: "Retry with…"');
+    case 'RESULT_LOST':
+      return trans.__('Retry runs only what is lost.');
+    case 'INFRASTRUCTURE':
+      return trans.__('"jupyter hybrid doctor" checks the pool; then retry.');
+    default:
+      return '';
+  }
+}
+
 function BadEnd(props: { job: IJob }): JSX.Element | null {
+  const { trans } = useView();
   const { job } = props;
+  const advice = adviceFor(job, trans);
   if (!job.cause && !job.reason) {
     return null;
   }
@@ -100,7 +135,7 @@ function BadEnd(props: { job: IJob }): JSX.Element | null {
       {job.cause && <strong>{job.cause}</strong>}
       {job.cause && job.reason && ': '}
       {job.reason}
-      {job.advice && <div className="jp-Hybrid-advice">→ {job.advice}</div>}
+      {advice && <div className="jp-Hybrid-advice">→ {advice}</div>}
     </div>
   );
 }
@@ -169,7 +204,10 @@ export function JobDetail(props: { job: JobModel; onBack?: () => void }): JSX.El
   const detail = job.detail;
   const pool = model.pools.find(each => each.name === row?.pool);
   return (
-    <article className="jp-Hybrid-detail" aria-label={row ? trans.__('Job %1', row.name || row.id) : trans.__('Job')}>
+    <article
+      className="jp-Hybrid-detail"
+      aria-label={row ? trans.__('Job %1', row.name || row.id) : trans.__('Job')}
+    >
       {props.onBack && (
         <button className="jp-Hybrid-link jp-Hybrid-back" onClick={props.onBack}>
           ← {trans.__('All jobs')}
@@ -219,7 +257,9 @@ export function JobDetail(props: { job: JobModel; onBack?: () => void }): JSX.El
               {job.log ? (
                 <Log log={job.log} finished={isFinal(row.state)} />
               ) : (
-                <div className="jp-Hybrid-muted">{trans.__('It has not begun; there is no log.')}</div>
+                <div className="jp-Hybrid-muted">
+                  {trans.__('It has not begun; there is no log.')}
+                </div>
               )}
             </Section>
           )}
@@ -253,7 +293,9 @@ function Origin(props: { detail: IJobDetail; row: IJob }): JSX.Element {
     [trans.__('At the scheduler'), row.native_id],
     [
       trans.__('Cell'),
-      row.notebook && (
+      row.notebook_browser === null ? (
+        row.notebook
+      ) : (
         <button
           className="jp-Hybrid-link"
           onClick={() => void commands.execute(CommandIDs.openCell, { id: row.id })}
@@ -286,7 +328,10 @@ function Origin(props: { detail: IJobDetail; row: IJob }): JSX.Element {
       trans.__('Last sign of life'),
       detail.last_heartbeat && row.state === 'RUNNING' ? moment(detail.last_heartbeat) : ''
     ],
-    [trans.__('Hosts'), [...new Set(detail.batches.map(each => each.host).filter(Boolean))].slice(0, 8).join(', ')],
+    [
+      trans.__('Hosts'),
+      [...new Set(detail.batches.map(each => each.host).filter(Boolean))].slice(0, 8).join(', ')
+    ],
     [trans.__('Directory'), detail.origin.directory],
     [trans.__('Run folder'), detail.folder],
     [

@@ -105,6 +105,8 @@ export function JobsAbsent(): JSX.Element | null {
   );
 }
 
+const POOL_EXAMPLE = 'pools:\n  hpc:\n    kind: slurm\n    storage: /scratch/$USER/hybrid';
+
 /** What to do where no pool is configured. */
 export function PoolsAbsent(): JSX.Element | null {
   const { model, trans, commands } = useView();
@@ -121,7 +123,7 @@ export function PoolsAbsent(): JSX.Element | null {
           'A pool is a place that runs jobs. Describe one in hybrid.yaml, in the project folder or in the Jupyter configuration folder:'
         )}
       </p>
-      <pre>{'pools:\n  hpc:\n    kind: slurm\n    storage: /scratch/$USER/hybrid'}</pre>
+      <pre>{POOL_EXAMPLE}</pre>
       <p>{trans.__('"jupyter hybrid doctor" checks it.')}</p>
       <button
         className="jp-Hybrid-button"

@@ -2,7 +2,7 @@
 
 import React from 'react';
 
-import { bytes, money, moment } from '../format';
+import { bytes, moment } from '../format';
 import type { IPool } from '../types';
 import { useSignal, useView } from './context';
 import { PoolsAbsent } from './placeholders';
@@ -23,13 +23,13 @@ function Pool(props: { pool: IPool }): JSX.Element {
     facts.push(trans.__('%1 queued', pool.queued));
   }
   if (pool.active) {
-    facts.push(trans._n('%1 job of yours', '%1 jobs of yours', pool.active, pool.active));
+    facts.push(trans._n('%1 job of yours', '%1 jobs of yours', pool.active));
   }
   if (pool.price_cpu_hour) {
-    facts.push(trans.__('%1 per cpu hour', money(pool.price_cpu_hour)));
+    facts.push(trans.__('%1 per cpu hour', String(pool.price_cpu_hour)));
   }
   if (pool.price_gpu_hour) {
-    facts.push(trans.__('%1 per gpu hour', money(pool.price_gpu_hour)));
+    facts.push(trans.__('%1 per gpu hour', String(pool.price_gpu_hour)));
   }
   const known = pool.cpus_total !== null && pool.cpus_free !== null;
   const used = known ? (pool.cpus_total! - pool.cpus_free!) / Math.max(1, pool.cpus_total!) : 0;
@@ -38,13 +38,21 @@ function Pool(props: { pool: IPool }): JSX.Element {
       <button
         className="jp-Hybrid-poolButton"
         aria-pressed={chosen}
-        title={chosen ? trans.__('Show the jobs of all pools') : trans.__('Show only the jobs of this pool')}
+        title={
+          chosen
+            ? trans.__('Show the jobs of all pools')
+            : trans.__('Show only the jobs of this pool')
+        }
         onClick={() => model.setFilter({ pool: chosen ? '' : pool.name })}
       >
         <span className="jp-Hybrid-poolHead">
           <span className="jp-Hybrid-name">{pool.name}</span>
           {pool.kind !== pool.name && <span className="jp-Hybrid-tag">{pool.kind}</span>}
-          {pool.default && <span className="jp-Hybrid-tag">{trans.__('default')}</span>}
+          {pool.default && (
+            <span role="img" aria-label={trans.__('default pool')} title={trans.__('default pool')}>
+              ★
+            </span>
+          )}
           <span className="jp-Hybrid-poolFree">
             {known ? trans.__('%1/%2 cpus free', pool.cpus_free!, pool.cpus_total!) : ''}
           </span>
@@ -55,7 +63,7 @@ function Pool(props: { pool: IPool }): JSX.Element {
           </span>
         )}
         {away ? (
-          <span className="jp-Hybrid-warning">
+          <span className="jp-Hybrid-warning jp-Hybrid-clamp" title={pool.error}>
             <span aria-hidden="true">⚠ </span>
             {pool.unreachable_since
               ? trans.__('does not answer since %1', moment(pool.unreachable_since))
