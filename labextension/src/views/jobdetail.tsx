@@ -293,7 +293,7 @@ function Origin(props: { detail: IJobDetail; row: IJob }): JSX.Element {
     [trans.__('At the scheduler'), row.native_id],
     [
       trans.__('Cell'),
-      row.notebook_browser === null ? (
+      !row.notebook_browser ? (
         row.notebook
       ) : (
         <button
