@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from .. import clean, launch, process
 from ..errors import HybridError, ResourceError
 from ..pool import default_store
-from ..spec import JobState
+from ..spec import JobState, Resources
 from .jobs import Jobs
 from .masking import Mask
 from .pools import Pools
@@ -46,6 +47,7 @@ class Acts:
         if not row.state.final:
             raise Conflict(f"job {job_id} is {row.state}; only what has ended can be retried (cancel ends it)")
         try:
+            Resources.parse(**resources)
             count = launch.retry(self._jobs.to_act(row), everything=everything, **resources)
         except ResourceError as error:
             raise BadRequest(str(error)) from None
@@ -64,6 +66,8 @@ class Acts:
     def remove(self, job_id: str) -> None:
         """Remove an ended job with its run folder."""
         row = self._jobs.row(job_id)
+        if os.path.basename(row.folder) != row.id or os.path.islink(row.folder):
+            raise Conflict(f"job {job_id}: {row.folder} is not its run folder, and is not removed")
         try:
             (found,) = clean.find([row.id])
             removed = clean.remove(found.row)

@@ -48,7 +48,7 @@ class Follower:
         self._pools, self._rows, self._tell = pools, rows, tell
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
-        self._changes = -1
+        self._changes = (-1, -1)
         self._looked = self._took = float("-inf")
         self._ids: set[str] = set()
         self._shown: list[dict[str, Any]] = []
@@ -56,6 +56,7 @@ class Follower:
         self._lock = threading.Lock()
         self._said = ""
         self.begun = self.seq = -1
+        self.ready = threading.Event()  # whoever asks from now on is told of all that changes after the answer
 
     def start(self) -> None:
         """Begin; what has changed from now on is told."""
@@ -69,6 +70,11 @@ class Follower:
             self._thread.join(2.0)
         tracker.stop()
 
+    def expect(self, job_id: str) -> None:
+        """Count a job as known that is about to be removed: it may be younger than the last look."""
+        with self._lock:
+            self._ids.add(job_id)
+
     def removed(self, since: int) -> tuple[list[str], bool]:
         """Return the jobs removed after a sequence number, and whether that is all there is to know.
 
@@ -78,6 +84,7 @@ class Follower:
             return [job_id for seq, job_id in self._removed if seq > since], self.begun <= since <= self.seq
 
     def _run(self) -> None:
+        self._look_and_live()
         while not self._ended.wait(TICK):
             self._look_and_live()
         with contextlib.suppress(HybridError):
@@ -95,9 +102,13 @@ class Follower:
 
     def _look(self) -> None:
         if self.begun < 0:
-            self._ids, self.seq = default_store().ids(), default_store().sequence()
+            self.seq = default_store().sequence()
+            self._ids = default_store().ids()
             self.begun = self.seq
-        now, changes = time.monotonic(), default_store().changes()
+            self.ready.set()
+        now = time.monotonic()
+        # The sequence, too: in a Store that was replaced, changes are counted anew.
+        changes = (default_store().changes(), default_store().sequence())
         news = changes != self._changes
         if (news and now - self._took >= _LOOK) or now - self._took >= RENEW:
             self._took = now
@@ -124,11 +135,11 @@ class Follower:
         since, reset = self.seq, seq < self.seq  # the Store was deleted and begins anew
         rows = [] if reset else store.page(order="seq", descending=False, beyond=(since, "{"), limit=TOLD + 1)
         more = len(rows) > TOLD
-        known = self._ids | {row.id for row in rows}
-        if more or reset or store.size() != len(known):
-            known = store.ids()
-        gone = sorted(self._ids - known)
         with self._lock:
+            known = self._ids | {row.id for row in rows}
+            if more or reset or store.size() != len(known):
+                known = store.ids()
+            gone = sorted(self._ids - known)
             self._ids, self.seq = known, seq
             self._removed.extend((seq, job_id) for job_id in gone)
             if reset:

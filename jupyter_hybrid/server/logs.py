@@ -13,6 +13,7 @@ from .files import opened
 from .masking import CONTEXT, Mask
 from .rows import BadRequest, integer
 
+_CONTINUED = bytes(range(0x80, 0xC0))
 MOST = 1 << 20
 """Bytes of a part."""
 
@@ -47,6 +48,9 @@ def part(run: Run, batch_text: str, arguments: Mapping[str, str], mask: Mask) ->
             start = min(stop, begin + offset if offset >= 0 else max(begin, stop + offset))
             first = max(0, start - CONTEXT)
             data = os.pread(descriptor, start - first + limit + CONTEXT, first)
+        if offset < 0:  # in the middle of a character
+            part_of = data[start - first : start - first + 3]
+            start += len(part_of) - len(part_of.lstrip(_CONTINUED))
     except FileNotFoundError:
         return {"text": "", "offset": 0, "next": 0, "size": 0, "end": ended}
     shown = mask.data(data)[start - first : start - first + min(limit, stop - start)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 
@@ -94,6 +95,19 @@ def _hide(found: re.Match[bytes]) -> bytes:
     begin, end = found.span("hide")
     whole = found[0]
     return whole[: begin - found.start()] + b"*" * (end - begin) + whole[end - found.start() :]
+
+
+def exported(lines: Iterable[str]) -> dict[str, str]:
+    """Return the variables that lines of shell export, as far as their values are plain words."""
+    import shlex
+
+    found: dict[str, str] = {}
+    for line in lines:
+        with contextlib.suppress(ValueError):  # a quote that another line closes
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["export"]:
+                found.update((name, value) for name, sign, value in (word.partition("=") for word in words[1:]) if sign)
+    return found
 
 
 def secrets_of(environment: Mapping[str, str]) -> dict[str, str]:

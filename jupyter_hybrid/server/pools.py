@@ -14,7 +14,7 @@ from ..errors import HybridError, PoolUnreachable
 from ..pool import default_store, get_pool
 from ..spec import JobState
 from ..store import PoolRow
-from .masking import Mask, secrets_of, together
+from .masking import Mask, exported, secrets_of, together
 
 ACTIVE = tuple(state for state in JobState if not state.final)
 _READ = 2.0
@@ -45,7 +45,8 @@ class Pools:
         known = self._known
         if known is None or time.monotonic() - known.read >= _READ:
             loaded = config.load()
-            environments = [part for pool in loaded.pools.values() for part in (pool.environment, pool.env)]
+            pools = loaded.pools.values()
+            environments = [part for pool in pools for part in (pool.environment, pool.env, exported(pool.prologue))]
             mask = Mask(together([*environments, secrets_of(os.environ)]))
             known = self._known = Known(loaded, mask, time.monotonic())
         return known

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _ANSWER = 30.0
 """Seconds that a request waits for storage or scheduler."""
+_READY = 5.0
+"""Seconds that a request waits, while the server starts, for the changes of jobs to be followed."""
 _FIRST = 0.5
 """Seconds that a look at the pools waits for a capacity that is being asked for."""
 
@@ -133,6 +135,8 @@ class Service:
 
     async def jobs(self, arguments: Mapping[str, str]) -> dict[str, Any]:
         """Return a page of jobs, or of the changes after a sequence number."""
+        if not self._follower.ready.is_set():
+            await self._store(self._follower.ready.wait, _READY)
         if "since" not in arguments:
             return await self._store(self._rows.list, arguments)
         since = integer(arguments, "since", 0, 0, 2**53)
@@ -191,7 +195,9 @@ class Service:
 
     async def remove(self, job_id: str) -> None:
         """Remove a job."""
-        await self._disk(self._acts.remove, job_id)
+        row = await self._store(self._jobs.row, job_id)
+        self._follower.expect(row.id)
+        await self._disk(self._acts.remove, row.id)
 
     async def doctor(self, name: str | None) -> dict[str, Any]:
         """Check pools end to end."""

@@ -58,12 +58,13 @@ class Threads:
             thread = threading.Thread(target=self._work, name=f"hybrid-server {self.concern}", daemon=True)
             self._threads.append(thread)
             thread.start()
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self.seconds)
-        except (asyncio.TimeoutError, concurrent.futures.TimeoutError):
-            if future.done() and not future.cancelled():
-                raise  # the function's own
-            raise Busy(f"{self.concern} has not answered within {self.seconds:g} s") from None
+        answer = asyncio.wrap_future(future)
+        # Not wait_for(), which before Python 3.12 may take a cancellation for an answer.
+        done, _ = await asyncio.wait([answer], timeout=self.seconds)
+        if not done:
+            answer.cancel()
+            raise Busy(f"{self.concern} has not answered within {self.seconds:g} s")
+        return answer.result()
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
