@@ -50,7 +50,7 @@ class Threads:
         Busy
             It has not come to its end in time.
         """
-        if self._calls.qsize() >= _WAITING:
+        if self.waiting >= _WAITING:
             raise Busy(f"{self.concern} is busy: {_WAITING} requests wait for it")
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._calls.put((future, lambda: function(*arguments, **named)))
@@ -65,6 +65,11 @@ class Threads:
             answer.cancel()
             raise Busy(f"{self.concern} has not answered within {self.seconds:g} s")
         return answer.result()
+
+    @property
+    def waiting(self) -> int:
+        """Number of calls that no thread has begun."""
+        return self._calls.qsize()
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
