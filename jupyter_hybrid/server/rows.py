@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import os
 import re
 import time
 from collections import OrderedDict
@@ -85,8 +86,9 @@ def _beyond(text: str | None, order: str) -> tuple[float | str, str] | None:
 class Rows:
     """Answers questions for lists of jobs; all methods may be called from any thread."""
 
-    def __init__(self, pools: Pools) -> None:
+    def __init__(self, pools: Pools, root: str = "") -> None:
         self._pools = pools
+        self._roots = [each.rstrip("/") + "/" for each in dict.fromkeys((root, os.path.realpath(root))) if root]
         self._counts: OrderedDict[Any, tuple[int, float, dict[JobState, int]]] = OrderedDict()
 
     def list(self, arguments: Mapping[str, str]) -> dict[str, Any]:
@@ -180,6 +182,7 @@ class Rows:
             "ended": row.ended,
             "native_id": row.native_id,
             "notebook": row.notebook,
+            "notebook_browser": self._browsed(row.notebook),
             "cell": cell[1] if cell else None,
             "function": mask.text(row.function),
             "held": row.state in (JobState.NEW, JobState.PENDING) and row.reason.startswith("held"),
@@ -191,6 +194,14 @@ class Rows:
             "cost": self._cost(row),
             "seq": row.seq,
         }
+
+    def _browsed(self, notebook: str) -> str | None:
+        """Return where the file browser finds a notebook, from its name alone: a list must not wait for a disk."""
+        for root in self._roots:
+            relative = notebook.removeprefix(root)
+            if relative != notebook and not any(part.startswith(".") for part in relative.split("/")):
+                return relative
+        return None
 
     def _cost(self, row: JobRow) -> float | None:
         """Return what a job has cost so far, where its row tells: a plain job without gpus, on a pool with prices."""

@@ -47,7 +47,7 @@ class Service:
 
     def __init__(self, root: str, tell: Tell) -> None:
         self._pools = Pools()
-        self._rows = Rows(self._pools)
+        self._rows = Rows(self._pools, root)
         self._jobs = Jobs(self._pools, self._rows, root)
         self._acts = Acts(self._pools, self._jobs, self._rows)
         self._follower = Follower(self._pools, self._rows, tell)
