@@ -16,7 +16,7 @@ _PATTERNS = [
         rb"(?i)(?:%b)[a-z0-9_-]{0,30}[\"']?[ \t]{0,4}[:=][ \t]{0,4}[\"']?(?P<hide>[^\s\"',;*][^\s\"',;]*)" % _PASSWORD,
         # A plain number is no key: "tokens: 2048" is what a training says.
         rb"(?i)(?:%b)[a-z0-9_-]{0,30}[\"']?[ \t]{0,4}[:=][ \t]{0,4}[\"']?(?:(?:bearer|basic|token)[ \t]{1,4})?"
-        rb"(?P<hide>(?![0-9.e+-]+(?:[\s\"',;]|$))[^\s\"',;*][^\s\"',;]{5,})" % _KEY,
+        rb"(?P<hide>(?!(?:bearer|basic)\b)(?![0-9.e+-]+(?:[\s\"',;]|$))[^\s\"',;*][^\s\"',;]{5,})" % _KEY,
         rb"(?i)\bbearer[ \t]{1,4}(?P<hide>[a-z0-9._~+/=-]{8,})",
         rb"(?i)\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{0,100}:(?P<hide>[^\s/@*][^\s/@]{0,200})@",
         rb"(?P<hide>\b(?:AKIA|ASIA)[0-9A-Z]{16}\b)",

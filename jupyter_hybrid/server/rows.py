@@ -20,6 +20,7 @@ from ..store import JobRow
 from .pools import Pools
 
 _CELL = re.compile(r"cell:([0-9a-f]{8}(?:-[0-9a-f]{4}){0,3}(?:-[0-9a-f]{12})?)")
+_HELD = re.compile(r"\bheld\b")  # "held by its user", "JobHeldUser (held by you)"
 _NUMBER = 2**53
 _ORDERS = {"created": "created", "name": "name", "state": "state"}
 _KEPT = 64
@@ -185,7 +186,7 @@ class Rows:
             "notebook_browser": self._browsed(row.notebook),
             "cell": cell[1] if cell else None,
             "function": mask.text(row.function),
-            "held": row.state in (JobState.NEW, JobState.PENDING) and row.reason.startswith("held"),
+            "held": row.state in (JobState.NEW, JobState.PENDING) and _HELD.search(row.reason) is not None,
             "cpus": row.cpus,
             "memory": row.memory,
             "time": row.time,
