@@ -1,6 +1,7 @@
 /** A field of squares on a canvas, one for each task: where each stands, and how it is drawn. */
 
-import { TASK_LETTERS } from './types';
+/** The letters in the order in which they are drawn: what went wrong comes last, on top of the others. */
+const DRAWN = 'wrdclf';
 
 /** Pixels that the field may be high before its squares shrink. */
 const HEIGHT = 240;
@@ -95,7 +96,7 @@ export function draw(
   context.lineWidth = Math.max(1, size / 9);
   context.strokeStyle = background;
   // One colour after the other: changing the colour for each of many squares is what would take time.
-  for (const letter of TASK_LETTERS) {
+  for (const letter of DRAWN) {
     const [variable, otherwise] = COLOURS[letter];
     context.fillStyle = style.getPropertyValue(variable).trim() || otherwise;
     context.globalAlpha = shown && shown !== letter ? 0.18 : 1;
@@ -106,7 +107,9 @@ export function draw(
     ) {
       const x = (index % columns) * cell;
       const y = Math.floor(index / columns) * cell;
-      context.fillRect(x, y, size, size);
+      // Among squares of few pixels, a failed one is larger than its place.
+      const more = size < 8 && (letter === 'f' || letter === 'l') ? 1.5 : 0;
+      context.fillRect(x - more, y - more, size + 2 * more, size + 2 * more);
       if (size >= 8) {
         mark(context, letter, x, y, size);
       }

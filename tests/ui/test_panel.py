@@ -47,6 +47,17 @@ def row(page: Any, job: Any) -> Any:
     return page.locator(f'.jp-Hybrid-job[data-job="{job.id}"]')
 
 
+def accessible(page: Any) -> None:
+    """Have axe-core look at the panel; nothing serious may be found."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    response = Axe().run(page, context="#jupyter-hybrid-panel").response
+    assert {"color-contrast", "button-name"} <= {each["id"] for each in response["passes"]}  # it has looked
+    found = response["violations"]
+    serious = [each for each in found if each["impact"] in ("serious", "critical")]
+    assert not serious, "\n".join(f"{each['id']}: {[node['html'] for node in each['nodes']]}" for each in serious)
+
+
 def test_a_job_is_followed_from_the_queue_to_its_end(page: Any, tmp_path: Path) -> None:
     expect(page.locator(".jp-Hybrid-pool").first).to_contain_text("desk")
     expect(page.locator(".jp-Hybrid-empty")).to_contain_text("No jobs yet")
@@ -167,7 +178,7 @@ def test_a_server_that_is_gone_is_told_and_what_was_missed_is_caught_up(page: An
     expect(page.locator(".jp-Hybrid-banner")).to_have_count(0)
 
 
-def test_without_pools_the_panel_says_what_to_do(chromium: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_configuration_is_told_in_the_panel(chromium: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = configure(home, monkeypatch)
     (root / "hybrid.yaml").write_text("pools:\n  broken: {kind: slurmm}\n")
     server = Lab(root)
@@ -182,7 +193,7 @@ def test_without_pools_the_panel_says_what_to_do(chromium: Any, home: Path, monk
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark", "JupyterLab Dark High Contrast"])
-def test_the_look_in_all_themes(
+def test_the_look_and_accessibility_in_all_themes(
     chromium: Any, home: Path, monkeypatch: pytest.MonkeyPatch, theme: str, tmp_path: Path
 ) -> None:
     server = Lab(configure(home, monkeypatch, theme))
@@ -199,11 +210,13 @@ def test_the_look_in_all_themes(
             expect(row(page, array)).to_contain_text("500 failed")
             expect(row(page, running)).to_contain_text("Running")
             page.screenshot(path=ARTEFACTS / f"{name}-list.png")
+            accessible(page)
             row(page, array).click()
             page.get_by_role("slider").focus()
             page.get_by_role("slider").press("f")
             expect(page.locator(".jp-Hybrid-task .jp-Hybrid-log")).to_contain_text("value 1")
             page.screenshot(path=ARTEFACTS / f"{name}-array.png")
+            accessible(page)
             command(page, "hybrid:open-dashboard")
             expect(page.locator(".jp-MainAreaWidget .jp-Hybrid-side")).to_contain_text("500 failed")
     finally:

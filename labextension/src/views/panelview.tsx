@@ -43,7 +43,7 @@ export function PanelView(): JSX.Element {
             <Section title={trans.__('Pools')}>
               <Pools />
             </Section>
-            {(model.total > 0 || model.filtered) && <Filters />}
+            {(model.jobs.length > 0 || model.filtered) && <Filters />}
             <JobList />
           </div>
         )}

@@ -34,7 +34,7 @@ export function Banner(): JSX.Element | null {
     },
     error: {
       head: trans.__('The server answered with an error'),
-      body: [model.error, model.hint].filter(Boolean).join(' ')
+      body: [model.error, model.hint].filter(Boolean).join('\n')
     }
   }[model.connection];
   return (

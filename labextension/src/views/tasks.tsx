@@ -168,9 +168,13 @@ function Task(props: { job: JobModel; index: number }): JSX.Element {
   const { trans } = useView();
   const { job, index } = props;
   const letter = job.states[index] ?? 'w';
-  const { task } = job;
+ const { task } = job;
+  const part = useRef<HTMLElement>(null);
+  useEffect(() => {
+    part.current?.scrollIntoView({ block: 'nearest' });
+  }, [index, task]);
   return (
-    <section className="jp-Hybrid-task" aria-label={trans.__('Task %1', index)}>
+    <section ref={part} className="jp-Hybrid-task" aria-label={trans.__('Task %1', index)}>
       <div className="jp-Hybrid-taskHead">
         <strong>{trans.__('Task %1', index)}</strong>
         <span>{taskWord(letter, trans)}</span>
