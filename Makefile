@@ -9,16 +9,24 @@ PYTEST := $(BIN)/python -m pytest
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TESTS := $(VENV)/installed-test
 DEMO := $(VENV)/installed-demo
+FRONT_END := $(VENV)/installed-front-end
+# What the front end is made of, and how its tools are called.
+SOURCES := $(shell find labextension/src labextension/style labextension/schema -type f) labextension/package.json
+MODULES := labextension/node_modules/.yarn-state.yml
+JLPM := cd labextension && PATH="$(CURDIR)/$(BIN):$$PATH" jlpm
+INSTALLED := $(VENV)/share/jupyter/labextensions/jupyter-hybrid
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint format unit labs benchmark coverage packages clean
+.PHONY: help demo test lint format unit labs browser jest front-end benchmark coverage packages clean
 
 help:
 	@echo 'make demo       run notebooks/00-first-array.ipynb on this machine; the page and the picture go to demo/'
 	@echo 'make test       all checks: lint, types, tests, tests on a real Slurm, benchmarks'
-	@echo 'make lint       ruff and mypy           make format     rewrite the code as ruff wants it'
+	@echo 'make lint       ruff, mypy, tsc, eslint make format     rewrite the code as ruff and prettier want it'
 	@echo 'make unit       tests without Slurm     make labs       tests on a real Slurm'
+	@echo 'make jest       tests of the panel model make browser    tests of the panel in a real browser'
+	@echo 'make front-end  build the panel for the JupyterLab in .venv'
 	@echo 'make benchmark  ratios to their floors  make coverage   lines and branches that the tests reach'
 	@echo 'make packages   Slurm from the system   make clean      remove all that make made'
 
@@ -26,21 +34,32 @@ demo: $(DEMO)
 	$(BIN)/python .ci/demo.py notebooks/00-first-array.ipynb demo
 
 # The benchmarks come last and alone: they measure.
-test: lint packages
+test: lint packages jest front-end
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not benchmark' --durations 15
 	$(PYTEST) -m benchmark tests/benchmarks
 
-lint: $(TESTS)
+lint: $(TESTS) $(MODULES)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(JLPM) lint
 
-format: $(TESTS)
+format: $(TESTS) $(MODULES)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+	$(JLPM) format
 
-unit: $(TESTS)
-	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not benchmark' --ignore tests/labs
+unit: $(TESTS) jest
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not benchmark' --ignore tests/labs --ignore tests/ui
+
+jest: $(MODULES)
+	$(JLPM) test
+
+# The pages are kept in test-artefacts/ui.
+browser: packages front-end
+	$(PYTEST) -n 0 tests/ui
+
+front-end: $(FRONT_END)
 
 labs: packages
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not benchmark' tests/labs
@@ -71,5 +90,16 @@ $(TESTS): pyproject.toml | $(BIN)/python
 	$(PIP) install --editable '.[test]'
 	@touch $@ $(DEMO)
 
+$(MODULES): labextension/yarn.lock | $(TESTS)
+	$(JLPM) install --immutable
+	@touch $@
+
+# The JupyterLab in .venv sees each build at once.
+$(FRONT_END): $(SOURCES) $(MODULES) hatch_build.py
+	$(BIN)/python hatch_build.py
+	@rm -rf $(INSTALLED) && mkdir -p $(dir $(INSTALLED)) && ln -s $(CURDIR)/jupyter_hybrid/labextension $(INSTALLED)
+	@touch $@
+
 clean:
+	rm -rf labextension/lib labextension/node_modules jupyter_hybrid/labextension
 	rm -rf $(VENV) build dist demo .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache test-artefacts

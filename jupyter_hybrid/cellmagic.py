@@ -191,7 +191,7 @@ def _run_python(
         batch=executor.parse_batch(_batch(options.batch)),
         after=after,
         out=captured.out,
-        origin=_origin(shell, ",".join(captured.out)),
+        origin={**_origin(shell, ",".join(captured.out)), "inputs": list(captured.inputs)},
         keys=keys,
         task_keys=task_keys,
         directory=options.directory,

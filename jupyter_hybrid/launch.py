@@ -20,7 +20,7 @@ from .pool import Pool, default_store, get_pool
 from .progress import DONE, Progress
 from .run import Run, run_of
 from .script import render
-from .spec import JobSpec, Resources, new_id
+from .spec import JobSpec, JobState, Resources, new_id
 from .storage import Attempt, RunFolder, ranges, sync_folder
 from .tracker import follow
 
@@ -285,8 +285,10 @@ def missing_tasks(run: Run) -> list[int]:
     return missing
 
 
-def retry(run: Run, **resources: Any) -> int:
+def retry(run: Run, *, everything: bool = False, **resources: Any) -> int:
     """Run again what has no intact result, with other resources if given; return the number of those tasks.
+
+    With `everything` all tasks run again.
 
     Raises
     ------
@@ -299,7 +301,7 @@ def retry(run: Run, **resources: Any) -> int:
         raise HybridError(
             f"job {run.row.id} is {run.row.state}; retry() is for jobs that have ended (cancel() ends it)"
         )
-    missing = missing_tasks(run)
+    missing = list(range(run.progress.total)) if everything else missing_tasks(run)
     if not missing:
         return 0
     pool = _pool_of(run)
@@ -352,6 +354,30 @@ def _pool_of(run: Run) -> Pool:
             f"job {row.id} is {row.state}, and its pool {row.pool!r} is not in the configuration any more: "
             f"put it back{hand} ({error})"
         ) from error
+
+
+def hold(run: Run, held: bool = True) -> None:
+    """Keep a job that waits at its scheduler from starting, or let it start again.
+
+    Raises
+    ------
+    HybridError
+        It does not wait there.
+    PoolUnreachable
+        The scheduler does not answer.
+    """
+    store = default_store()
+    run.row = row = store.job(run.row.id)
+    if row.state is not JobState.PENDING:
+        said = "has not been handed to its scheduler yet" if row.state is JobState.NEW else f"is {row.state}"
+        raise HybridError(f"job {row.id} {said}; only jobs that wait in the queue can be held and released")
+    backend = _pool_of(run).backend
+    for submission in store.submissions(row.id, row.attempt):
+        if submission.state == "submitted":
+            (backend.hold if held else backend.release)(submission.native_id)
+    # At once for all who look; the scheduler's own words come with its next answer.
+    store.update_job(row.id, row.attempt, reason="held by its user" if held else "")
+    follow(run)
 
 
 def load_run(job_id: str) -> Run:

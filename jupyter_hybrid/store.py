@@ -388,11 +388,69 @@ class Store:
         sql = f"SELECT {_JOB_COLUMNS} FROM jobs {_clause(where)} ORDER BY created DESC, id LIMIT ?"
         return self._rows(sql, [*values, limit], _job_row)
 
+    def page(
+        self,
+        *,
+        order: str = "created",
+        descending: bool = True,
+        beyond: tuple[float | str, str] | None = None,
+        limit: int = 100,
+        states: Iterable[JobState] = (),
+        pool: str | None = None,
+        name: str | None = None,
+        notebook: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+    ) -> list[JobRow]:
+        """Return a page of jobs in the order of a column, and of their ids where that is the same.
+
+        Parameters
+        ----------
+        order : {"created", "name", "state", "seq"}
+            The column.
+        descending : bool
+            Whether the largest comes first.
+        beyond : (float or str, str), optional
+            Value of the column and id of the last job of the page before.
+        limit : int
+            At most so many.
+        states, pool, name, notebook, since
+            As in :meth:`jobs`.
+        until : float, optional
+            Only created at or before this time.
+        """
+        if order not in ("created", "name", "state", "seq"):
+            raise ValueError(order)
+        where, values = self._where(states, pool, name, notebook, None, since, until)
+        if beyond is not None:
+            sign = "<" if descending else ">"
+            # In this form, and not with OR alone, it is a range of the index.
+            where.append(f"{order} {sign}= ? AND ({order} {sign} ? OR id > ?)")
+            values += [beyond[0], beyond[0], beyond[1]]
+        direction = "DESC" if descending else "ASC"
+        sql = f"SELECT {_JOB_COLUMNS} FROM jobs {_clause(where)} ORDER BY {order} {direction}, id LIMIT ?"
+        return self._rows(sql, [*values, limit], _job_row)
+
+    def ids(self) -> set[str]:
+        """Return the ids of all jobs."""
+        return {row[0] for row in self._rows("SELECT id FROM jobs")}
+
+    def size(self) -> int:
+        """Return the number of jobs."""
+        return int(self._rows("SELECT count(*) FROM jobs")[0][0])
+
     def count(
-        self, *, states: Iterable[JobState] = (), pool: str | None = None, name: str | None = None
+        self,
+        *,
+        states: Iterable[JobState] = (),
+        pool: str | None = None,
+        name: str | None = None,
+        notebook: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
     ) -> dict[JobState, int]:
         """Return the number of jobs in each state."""
-        where, values = self._where(states, pool, name, None, None, None)
+        where, values = self._where(states, pool, name, notebook, None, since, until)
         rows = self._rows(f"SELECT state, count(*) FROM jobs {_clause(where)} GROUP BY state", values)
         return {_STATES[state]: number for state, number in rows}
 
@@ -404,6 +462,7 @@ class Store:
         notebook: str | None,
         function: str | None,
         since: float | None,
+        until: float | None = None,
     ) -> tuple[list[str], list[Any]]:
         where: list[str] = []
         values: list[Any] = [state.value for state in states]
@@ -419,6 +478,9 @@ class Store:
         if since is not None:
             where.append("created >= ?")
             values.append(since)
+        if until is not None:
+            where.append("created <= ?")
+            values.append(until)
         return where, values
 
     def active(self, pool: str) -> list[JobRow]:

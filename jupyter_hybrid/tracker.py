@@ -62,6 +62,7 @@ class PoolTracker(Submitter):
         self.lock = threading.RLock()
         self.stepped = threading.Event()  # set once the scheduler has answered the thread's first question
         self.thread: threading.Thread | None = None
+        self._stopped = False
         self._seen = ("", -1)
         self._seen_at = self._renewed = self._loaded = float("-inf")
         self._changes = -1
@@ -82,6 +83,7 @@ class PoolTracker(Submitter):
         """Start the thread, if it is not there; it ends when the pool has no unfinished job."""
         with self.lock:
             if self.thread is None or not self.thread.is_alive():
+                self._stopped = False
                 self.stepped.clear()
                 self.thread = threading.Thread(target=self._loop, name=f"hybrid-{self.pool.name}", daemon=True)
                 self.thread.start()
@@ -90,7 +92,7 @@ class PoolTracker(Submitter):
         while True:
             self.wake.clear()
             try:
-                pause = self.step()
+                pause = 0.0 if self._stopped else self.step()
             except HybridError as error:
                 log.warning("pool %s: %s", self.pool.name, error)
                 pause = RENEW
@@ -100,12 +102,17 @@ class PoolTracker(Submitter):
             if self._asked is None:
                 self.stepped.set()
             with self.lock:
-                if not self.own and not self.runs and not self.wake.is_set():
+                if self._stopped or (not self.own and not self.runs and not self.wake.is_set()):
                     self.leave()
                     self.thread = None
                     self.store.close()
                     return
             self.wake.wait(pause)
+
+    def stop(self) -> None:
+        """Have the thread end after its round; :meth:`start` begins anew."""
+        self._stopped = True
+        self.wake.set()
 
     def leave(self) -> None:
         """Give the lease back."""
@@ -478,6 +485,25 @@ class Tracker:
         """Give the leases of this process back."""
         for tracker in list(self._pools.values()):
             tracker.leave()
+
+    def holding(self) -> list[str]:
+        """Return the names of the pools whose lease this process has."""
+        return sorted(each.pool.name for each in list(self._pools.values()) if each.holds)
+
+    def stop(self, wait: float = 2.0) -> None:
+        """Follow nothing any more, and give the leases back; wait at most so many seconds for rounds under way.
+
+        Who is in the middle of a command of a scheduler that hangs decides nothing afterwards without the lease.
+        """
+        trackers = list(self._pools.values())
+        for each in trackers:
+            each.stop()
+        deadline = time.monotonic() + wait
+        for each in trackers:
+            thread = each.thread
+            if thread is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+            each.leave()
 
     def flush(self) -> None:
         """Hand the schedulers what this process has promised them; the end of a script must not lose it."""

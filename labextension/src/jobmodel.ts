@@ -1,0 +1,138 @@
+/** What the panel knows of the one job that is open: its details, its tasks and a log that follows. */
+
+import { Signal } from '@lumino/signaling';
+
+import type { IApi } from './api';
+import { LogModel } from './logmodel';
+import type { IJob, IJobDetail, ITask } from './types';
+import { isFinal } from './types';
+
+/** Milliseconds between two requests for the details while news come in. */
+const APART = 1000;
+
+export class JobModel {
+  constructor(
+    private readonly api: IApi,
+    readonly id: string,
+    row: IJob | undefined
+  ) {
+    this.row = row ?? null;
+    void this.refresh();
+  }
+
+  readonly changed = new Signal<this, void>(this);
+
+  /** The newest that is known, in short. */
+  row: IJob | null;
+  detail: IJobDetail | null = null;
+  /** One letter for each task of an array. */
+  states = '';
+  error = '';
+  script: string | null = null;
+  /** The task that is looked at. */
+  index: number | null = null;
+  task: ITask | null = null;
+  log: LogModel | null = null;
+
+  get isDisposed(): boolean {
+    return this.disposed;
+  }
+
+  dispose(): void {
+    this.disposed = true;
+    clearTimeout(this.waiting);
+    this.log?.dispose();
+    Signal.clearData(this);
+  }
+
+  /** Take over a changed row; the details follow. */
+  update(row: IJob): void {
+    this.row = row;
+    this.changed.emit();
+    this.refreshSoon();
+  }
+
+  async refresh(): Promise<void> {
+    try {
+      const detail = await this.api.job(this.id);
+      const states = detail.array ? (await this.api.taskStates(this.id)).states : '';
+      if (this.disposed) {
+        return;
+      }
+      this.detail = detail;
+      if (!this.row || detail.seq >= this.row.seq) {
+        this.row = detail;
+      }
+      this.states = states;
+      this.error = '';
+      this.followLog();
+      if (this.index !== null) {
+        await this.loadTask(this.index);
+      }
+    } catch (error) {
+      this.error = error instanceof Error ? error.message : String(error);
+    }
+    if (!this.disposed) {
+      this.changed.emit();
+    }
+  }
+
+  async loadScript(): Promise<void> {
+    try {
+      this.script = await this.api.script(this.id);
+    } catch (error) {
+      this.script = error instanceof Error ? error.message : String(error);
+    }
+    this.changed.emit();
+  }
+
+  /** Look at one task of an array, or at none. */
+  async choose(index: number | null): Promise<void> {
+    this.index = index;
+    this.task = null;
+    this.changed.emit();
+    if (index !== null) {
+      await this.loadTask(index).catch(error => {
+        this.error = error instanceof Error ? error.message : String(error);
+      });
+    }
+    this.followLog();
+    this.changed.emit();
+  }
+
+  private async loadTask(index: number): Promise<void> {
+    const task = await this.api.task(this.id, index);
+    if (!this.disposed && this.index === index) {
+      this.task = task;
+    }
+  }
+
+  private refreshSoon(): void {
+    if (this.waiting === undefined) {
+      this.waiting = setTimeout(() => {
+        this.waiting = undefined;
+        void this.refresh();
+      }, APART);
+    }
+  }
+
+  /** Follow the log of the task that is looked at, else of the latest batch. */
+  private followLog(): void {
+    const batches = this.detail?.batches ?? [];
+    const latest = batches.length ? batches[batches.length - 1].batch : null;
+    const batch =
+      this.index === null ? (this.detail?.array ? null : latest) : (this.task?.batch ?? null);
+    const task = this.index ?? undefined;
+    if (this.log && this.log.batch === batch && this.log.task === task) {
+      if (this.row && !isFinal(this.row.state)) {
+        this.log.wake();
+      }
+      return;
+    }
+    this.log?.dispose();
+    this.log = batch === null ? null : new LogModel(this.api, this.id, batch, task);
+  }
+
+  private disposed = false;
+  private waiting: ReturnType<typeof setTimeout> | undefined;
+}

@@ -1,0 +1,76 @@
+/** From a job back to its notebook: to the cell it came from, and to the kernel that wants its results. */
+
+import type { IDocumentManager } from '@jupyterlab/docmanager';
+import type { INotebookTracker, NotebookPanel } from '@jupyterlab/notebook';
+import type { Kernel } from '@jupyterlab/services';
+
+import type { IJob, IJobDetail } from './types';
+
+/** Whether a job comes from a notebook that is open. */
+export function isNotebookOf(panel: NotebookPanel, job: IJob): boolean {
+  return Boolean(job.notebook_browser) && panel.context.localPath === job.notebook_browser;
+}
+
+async function openNotebook(job: IJobDetail, documents: IDocumentManager): Promise<NotebookPanel> {
+  const path = job.notebook_browser;
+  if (!path) {
+    const where = job.notebook || 'a place without a notebook';
+    throw new Error(`Job ${job.id} comes from ${where}, which the file browser does not show.`);
+  }
+  const widget = documents.openOrReveal(path);
+  if (!widget || !('sessionContext' in widget)) {
+    throw new Error(`${path} cannot be opened as a notebook.`);
+  }
+  await widget.context.ready;
+  await widget.revealed;
+  return widget as NotebookPanel;
+}
+
+/** Open the notebook of a job and make its cell the active one. */
+export async function openCell(job: IJobDetail, documents: IDocumentManager): Promise<void> {
+  const { content } = await openNotebook(job, documents);
+  const index = content.widgets.findIndex(cell => cell.model.id === job.origin.cell);
+  if (index >= 0) {
+    content.activeCellIndex = index;
+    await content.scrollToItem(index, 'center');
+  }
+}
+
+/** Bind what a job gives back in its notebook's kernel, and return what the kernel says. */
+export async function loadResults(
+  job: IJobDetail,
+  documents: IDocumentManager,
+  notebooks: INotebookTracker | null
+): Promise<string> {
+  const open = notebooks?.find(panel => isNotebookOf(panel, job));
+  const panel = open ?? (await openNotebook(job, documents));
+  await panel.sessionContext.ready;
+  const kernel = panel.sessionContext.session?.kernel;
+  if (!kernel) {
+    throw new Error(`${panel.context.path} has no kernel; choose one, then load the results.`);
+  }
+  return run(
+    kernel,
+    `${LOAD_EXTENSION}\nget_ipython().run_line_magic('hybrid', 'result ${job.id}')`
+  );
+}
+
+export const LOAD_EXTENSION =
+  "get_ipython().extension_manager.load_extension('jupyter_hybrid') and None";
+
+/** Run code in a kernel without a trace in its history; return what it prints, raise what it raises. */
+export async function run(kernel: Kernel.IKernelConnection, code: string): Promise<string> {
+  let said = '';
+  const future = kernel.requestExecute({ code, silent: false, store_history: false });
+  future.onIOPub = message => {
+    if (message.header.msg_type === 'stream') {
+      said += (message.content as { text: string }).text;
+    }
+  };
+  const reply = await future.done;
+  if (reply.content.status === 'error') {
+    const { ename, evalue } = reply.content as { ename: string; evalue: string };
+    throw new Error(`${ename}: ${evalue}`);
+  }
+  return said.trim();
+}
