@@ -215,8 +215,7 @@ def parse_resources(pool: Pool, given: Mapping[str, Any]) -> tuple[Resources, st
         A resource is unknown or malformed, or more than the pool can ever give.
     """
     resources = Resources.parse(pool.config.resources, **given)
-    check = getattr(pool.backend, "check", None)  # of pools that know by themselves what they have
-    ignored = [name for name in (check(resources) if check else ()) if given.get(name)]
+    ignored = [name for name in pool.backend.check(resources) if given.get(name)]
     if not ignored:
         return resources, ""
     return (

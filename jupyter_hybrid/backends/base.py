@@ -158,6 +158,15 @@ class Backend(Protocol):
     idempotent: bool
     """Whether a tag submitted twice is one submission; if not, :meth:`find` is asked before a second try."""
 
+    def check(self, resources: Resources) -> Sequence[str]:
+        """Return the names of what is asked for and has no meaning here; it is ignored. No command is run for it.
+
+        Raises
+        ------
+        ResourceError
+            It asks for more than there can ever be, as far as that is known without asking.
+        """
+
     def submit(self, submission: Submission) -> str:
         """Hand one submission to the scheduler and return its native id."""
 

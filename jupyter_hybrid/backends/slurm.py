@@ -17,7 +17,7 @@ from datetime import timedelta
 
 from ..errors import HybridError, PoolUnreachable, ResourceError, SubmitRejected, SubmitUnclear
 from ..process import CommandMissing, CommandTimeout, Completed, run
-from ..spec import Cause, JobState, format_time
+from ..spec import Cause, JobState, Resources, format_time
 from .base import Observation, PoolSnapshot, Submission
 from .slurm_output import (
     SACCT_FORMAT,
@@ -344,6 +344,10 @@ class SlurmBackend:
         targets = [number] if indices is None else [f"{number}_[{part}]" for part in ranges(indices)]
         if targets:
             self._order("scancel", *_on(cluster), *targets)
+
+    def check(self, resources: Resources) -> list[str]:
+        """Return nothing: Slurm alone knows what it has, and it has a meaning for all of it."""
+        return []
 
     def hold(self, native_id: str) -> None:
         """Keep a waiting submission from starting; a running one goes on, and is held if it is requeued."""

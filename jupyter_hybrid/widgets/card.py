@@ -269,8 +269,8 @@ def _first_failure(job: Handle, row: JobRow, label: str) -> str:
     failed = job.run.progress.marks.find(FAILED)
     if failed < 0:
         return ""
-    reason = end_of(job.run, failed)[2]
-    said = f"<b>{Cause.USER_ERROR}</b> first in task {failed}{_parameters(job, failed)}: {escape(reason)}"
+    _, cause, reason = end_of(job.run, failed)
+    said = f"<b>{cause}</b> first in task {failed}{_parameters(job, failed)}: {escape(reason)}"
     called = label or f"hy.job({job.id!r})"
     see = f"{called}[{failed}].{'outputs' if job.spec.kind == 'cell' else 'logs'}()"
     advice = f"→ {_code(see)} shows all of it"
