@@ -95,8 +95,8 @@ $(MODULES): labextension/yarn.lock | $(TESTS)
 	@touch $@
 
 # The JupyterLab in .venv sees each build at once.
-$(FRONT_END): $(SOURCES) $(MODULES) hatch_build.py
-	$(BIN)/python hatch_build.py
+$(FRONT_END): $(SOURCES) $(MODULES) labextension/hatch_build.py
+	$(BIN)/python labextension/hatch_build.py
 	@rm -rf $(INSTALLED) && mkdir -p $(dir $(INSTALLED)) && ln -s $(CURDIR)/jupyter_hybrid/labextension $(INSTALLED)
 	@touch $@
 

@@ -25,8 +25,8 @@ __all__ = [
     "get_requires_for_build_wheel",
 ]
 
-ROOT = Path(__file__).parent
-SOURCE = ROOT / "labextension"
+ROOT = Path(__file__).parents[1]
+SOURCE = Path(__file__).parent
 BUILT = ROOT / "jupyter_hybrid" / "labextension"
 
 
