@@ -48,7 +48,7 @@ class Follower:
         self._pools, self._rows, self._tell = pools, rows, tell
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
-        self._changes = (-1, -1)
+        self._changes = -1
         self._looked = self._took = float("-inf")
         self._ids: set[str] = set()
         self._shown: list[dict[str, Any]] = []
@@ -106,10 +106,9 @@ class Follower:
             self._ids = default_store().ids()
             self.begun = self.seq
             self.ready.set()
-        now = time.monotonic()
-        # The sequence, too: in a Store that was replaced, changes are counted anew.
-        changes = (default_store().changes(), default_store().sequence())
-        news = changes != self._changes
+        now, changes = time.monotonic(), default_store().changes()
+        # The sequence, too: in a Store that was replaced, the other number may be what it was.
+        news = changes != self._changes or default_store().sequence() != self.seq
         if (news and now - self._took >= _LOOK) or now - self._took >= RENEW:
             self._took = now
             self._take_up()

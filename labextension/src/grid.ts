@@ -95,6 +95,8 @@ export function draw(
   const background = style.getPropertyValue('--jp-layout-color1').trim() || '#fff';
   context.lineWidth = Math.max(1, size / 9);
   context.strokeStyle = background;
+  // Where failed ones are few among squares of few pixels, they are larger than their places.
+  const rare = size < 8 && (states.match(/[fl]/g)?.length ?? 0) < states.length / 20;
   // One colour after the other: changing the colour for each of many squares is what would take time.
   for (const letter of DRAWN) {
     const [variable, otherwise] = COLOURS[letter];
@@ -107,8 +109,7 @@ export function draw(
     ) {
       const x = (index % columns) * cell;
       const y = Math.floor(index / columns) * cell;
-      // Among squares of few pixels, a failed one is larger than its place.
-      const more = size < 8 && (letter === 'f' || letter === 'l') ? 1.5 : 0;
+      const more = rare && (letter === 'f' || letter === 'l') ? 1.5 : 0;
       context.fillRect(x - more, y - more, size + 2 * more, size + 2 * more);
       if (size >= 8) {
         mark(context, letter, x, y, size);

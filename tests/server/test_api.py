@@ -17,8 +17,8 @@ from jupyter_hybrid.spec import JobState
 
 ROW = {
     "id", "name", "pool", "kind", "state", "cause", "reason", "advice", "array", "tasks", "done", "failed", "running",
-    "created", "started", "ended", "native_id", "notebook", "notebook_browser", "cell", "function", "held",
-    "cpus", "memory", "time", "cpu_seconds", "peak_memory", "cost", "seq",
+    "created", "started", "ended", "native_id", "notebook", "notebook_browser", "cell", "function", "held", "cpus",
+    "memory", "time", "cpu_seconds", "peak_memory", "cost", "seq",
 }  # fmt: skip
 SUBMIT = "import jupyter_hybrid as hy; job = hy.Executor('local').submit(pow, 2, 10); print(job.id)"
 PRICED = """\

@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ARTEFACTS = ROOT / "test-artefacts" / "ui"
-DEADLINE = 60.0
+DEADLINE = 25.0
 POOLS = "default: desk\npools:\n  desk: {kind: local, cpus: 2, memory: 4G, prices: {cpu_hour: 0.5}}\n"
 POOLS += "  night: {kind: local, cpus: 1, memory: 1G}\n"
 OWN = re.compile(r"reading 'schema'\).*/static/notebook/", re.DOTALL)

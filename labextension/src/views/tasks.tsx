@@ -168,7 +168,7 @@ function Task(props: { job: JobModel; index: number }): JSX.Element {
   const { trans } = useView();
   const { job, index } = props;
   const letter = job.states[index] ?? 'w';
- const { task } = job;
+  const { task } = job;
   const part = useRef<HTMLElement>(null);
   useEffect(() => {
     part.current?.scrollIntoView({ block: 'nearest' });
