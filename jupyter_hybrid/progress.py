@@ -57,6 +57,7 @@ class BatchProgress:
     error: str = ""
     host: str = ""
     task: int | None = None
+    beat: float | None = None
     cpu_seconds: float | None = None
     peak_memory: int | None = None
     news: float = field(default_factory=time.monotonic)
@@ -177,7 +178,7 @@ class Progress:
             if number >= self._valid_from[event["task"]] and self.marks[event["task"]] == WAITING:
                 self.marks[event["task"]] = RUNNING
         elif kind == "beat":
-            batch.peak_memory = event["rss"]
+            batch.beat, batch.peak_memory = event["t"], event["rss"]
         elif kind == "end":
             batch.ended, batch.why, batch.error = event["t"], event["why"], event.get("err", "")
             batch.cpu_seconds, batch.peak_memory = event.get("cpu"), event.get("rss", batch.peak_memory)
