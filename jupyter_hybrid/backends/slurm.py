@@ -352,7 +352,7 @@ class SlurmBackend:
     def hold(self, native_id: str) -> None:
         """Keep a waiting submission from starting; a running one goes on, and is held if it is requeued."""
         number, _, cluster = native_id.partition(";")
-        self._order("scontrol", *_on(cluster), "hold", number)
+        self._order("scontrol", *_on(cluster), "uhold", number)
 
     def release(self, native_id: str) -> None:
         """Undo :meth:`hold`."""
