@@ -178,5 +178,6 @@ def window(chromium: Any, lab: Lab, name: str, width: int = 1280, height: int = 
 def command(page: Any, name: str, **arguments: Any) -> None:
     """Run a command of Lab, when Lab is ready for it."""
     page.wait_for_function("name => window.jupyterapp?.commands?.hasCommand(name)", arg=name)
+    page.evaluate("() => window.jupyterapp.restored.then(() => true)")  # else the restored layout undoes it
     page.wait_for_selector("#jupyter-hybrid-panel", state="attached")
     page.evaluate("([name, args]) => { void window.jupyterapp.commands.execute(name, args); }", [name, arguments])
