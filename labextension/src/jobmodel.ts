@@ -9,6 +9,8 @@ import { isFinal } from './types';
 
 /** Milliseconds between two requests for the details while news come in. */
 const APART = 1000;
+/** Milliseconds between two looks at a job that runs: its files know of tasks that no event has told yet. */
+const LOOK = 3000;
 
 export class JobModel {
   constructor(
@@ -74,7 +76,19 @@ export class JobModel {
     }
     if (!this.disposed) {
       this.changed.emit();
+      if (this.row?.state === 'RUNNING') {
+        this.refreshSoon(LOOK);
+      }
     }
+  }
+
+  /** How many tasks there are of each kind, as the files say, which are ahead of the list. */
+  get progress(): IJob | null {
+    if (!this.row || !this.states || this.states.length !== this.row.tasks) {
+      return this.row;
+    }
+    const count = (letter: string): number => this.states.split(letter).length - 1;
+    return { ...this.row, done: count('d'), failed: count('f') + count('l'), running: count('r') };
   }
 
   async loadScript(): Promise<void> {
@@ -107,13 +121,18 @@ export class JobModel {
     }
   }
 
-  private refreshSoon(): void {
-    if (this.waiting === undefined) {
-      this.waiting = setTimeout(() => {
-        this.waiting = undefined;
-        void this.refresh();
-      }, APART);
+  /** Ask for the details after a while, unless that is about to happen anyway. */
+  private refreshSoon(delay = APART): void {
+    const due = Date.now() + delay;
+    if (this.waiting !== undefined && this.due <= due) {
+      return;
     }
+    clearTimeout(this.waiting);
+    this.due = due;
+    this.waiting = setTimeout(() => {
+      this.waiting = undefined;
+      void this.refresh();
+    }, delay);
   }
 
   /** Follow the log of the task that is looked at, else of the latest batch. */
@@ -134,5 +153,6 @@ export class JobModel {
   }
 
   private disposed = false;
+  private due = 0;
   private waiting: ReturnType<typeof setTimeout> | undefined;
 }

@@ -45,14 +45,22 @@ export async function loadResults(
   const open = notebooks?.find(panel => isNotebookOf(panel, job));
   const panel = open ?? (await openNotebook(job, documents));
   await panel.sessionContext.ready;
-  const kernel = panel.sessionContext.session?.kernel;
-  if (!kernel) {
-    throw new Error(`${panel.context.path} has no kernel; choose one, then load the results.`);
-  }
+  const kernel = panel.sessionContext.session?.kernel ?? (await startKernel(panel));
   return run(
     kernel,
     `${LOAD_EXTENSION}\nget_ipython().run_line_magic('hybrid', 'result ${job.id}')`
   );
+}
+
+/** Start the kernel that a notebook asks for, where it has none: its server was started again, say. */
+async function startKernel(panel: NotebookPanel): Promise<Kernel.IKernelConnection> {
+  const { sessionContext } = panel;
+  const { name } = sessionContext.kernelPreference;
+  const kernel = name ? await sessionContext.changeKernel({ name }) : null;
+  if (!kernel) {
+    throw new Error(`${panel.context.path} has no kernel; choose one, then load the results.`);
+  }
+  return kernel;
 }
 
 export const LOAD_EXTENSION =

@@ -76,10 +76,7 @@ async def test_what_changes_something_needs_the_xsrf_token(raw: Any, api: Any, j
     # Logged in by a cookie, as a browser is: then another site could make the browser ask.
     signed = await raw("health", token=jp_serverapp.identity_provider.token)
     cookie = "; ".join(value.split(";")[0] for value in signed.headers.get_list("Set-Cookie"))
-    assert (await raw("health", token=None, headers={"Cookie": cookie, "Referer": jp_serverapp.public_url})).code in (
-        200,
-        403,
-    )
+    assert (await raw("jobs", token=None, headers={"Cookie": cookie})).code == 200
     for method, path in every(job.id):
         if method != "GET" or path.startswith("doctor"):
             response = await raw(path, method, token=None, headers={"Cookie": cookie})

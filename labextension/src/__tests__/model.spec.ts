@@ -354,6 +354,18 @@ describe('HybridModel', () => {
     expect(open.isDisposed).toBe(true);
   });
 
+  it('looks at a job that runs without being told, and counts its tasks by its files', async () => {
+    server.set('a', { array: true, tasks: 3, done: 0 });
+    await begin();
+    model.select('a');
+    const open = model.selected!;
+    await until(() => open.states === 'dfw');
+    expect(open.progress).toMatchObject({ done: 1, failed: 1, running: 0 });
+    server.taskStates = async () => ({ total: 3, states: 'ddr' });
+    await until(() => open.states === 'ddr');
+    expect(open.progress).toMatchObject({ done: 2, failed: 0, running: 1 });
+  });
+
   it('shows a task of an array with its own log, and says what is wrong with a job that is gone', async () => {
     server.set('a', { array: true, tasks: 3 });
     await begin();

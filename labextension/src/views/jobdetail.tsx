@@ -225,7 +225,7 @@ export function JobDetail(props: { job: JobModel; onBack?: () => void }): JSX.El
       {row && (
         <>
           <Head job={row} />
-          {row.array && <Progress job={row} />}
+          {row.array && <Progress job={job.progress ?? row} />}
           {pool?.reachable === false && !isFinal(row.state) && (
             <div className="jp-Hybrid-warning">
               ⚠{' '}

@@ -32,6 +32,13 @@ function brief(job: IJob, now: number, trans: TranslationBundle): string {
 }
 
 export function JobList(): JSX.Element {
+  const { model } = useView();
+  useSignal(model.changed);
+  return model.jobs.length ? <Rows /> : <JobsAbsent />;
+}
+
+/** Comes and goes as a whole, so that its size is followed from the moment it is in the page. */
+function Rows(): JSX.Element {
   const { model, trans, commands } = useView();
   useSignal(model.changed);
   const box = useRef<HTMLDivElement>(null);
@@ -84,9 +91,6 @@ export function JobList(): JSX.Element {
     event.preventDefault();
   };
 
-  if (!jobs.length) {
-    return <JobsAbsent />;
-  }
   return (
     <div
       ref={box}
