@@ -45,11 +45,28 @@ export async function loadResults(
   const open = notebooks?.find(panel => isNotebookOf(panel, job));
   const panel = open ?? (await openNotebook(job, documents));
   await panel.sessionContext.ready;
-  const kernel = panel.sessionContext.session?.kernel ?? (await startKernel(panel));
+  const kernel = (await livingKernel(panel)) ?? (await startKernel(panel));
   return run(
     kernel,
     `${LOAD_EXTENSION}\nget_ipython().run_line_magic('hybrid', 'result ${job.id}')`
   );
+}
+
+/** Return a notebook's kernel. After the server was away, Lab may not know yet whether it still lives: look. */
+async function livingKernel(panel: NotebookPanel): Promise<Kernel.IKernelConnection | null> {
+  const { sessionContext } = panel;
+  const known = sessionContext.session?.kernel;
+  if (!known || known.connectionStatus === 'connected') {
+    return known ?? null;
+  }
+  await sessionContext.kernelManager?.refreshRunning();
+  await sessionContext.sessionManager.refreshRunning();
+  const kernel = sessionContext.session?.kernel;
+  if (!kernel || kernel.isDisposed) {
+    return null;
+  }
+  await kernel.reconnect();
+  return kernel;
 }
 
 /** Start the kernel that a notebook asks for, where it has none: its server was started again, say. */
