@@ -39,7 +39,7 @@ def wait(gate):
 job = hy.Executor("local").submit(wait, sys.argv[1])
 print(job.id, flush=True)
 """
-KERNEL = SUBMIT + "print(job.result(), flush=True)\n"
+KERNEL = SUBMIT + "import threading; print(job.result(), flush=True); threading.Event().wait()\n"
 LEFT = SUBMIT + "os._exit(0)\n"  # killed right after: it submitted nothing
 
 
