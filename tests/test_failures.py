@@ -673,6 +673,9 @@ class Scripted:
         if self.down is not None:
             raise self.down
 
+    def check(self, resources: hy.Resources) -> Sequence[str]:
+        return []
+
     def submit(self, submission: Submission) -> str:
         self._answer()
         words = self.refuses(submission)

@@ -178,7 +178,7 @@ async def test_a_hostile_pickle_is_never_loaded(api: Any, raw: Any, tmp_path: Pa
         def __reduce__(self) -> Any:
             return open, (str(mark), "w")
 
-    job = hy.Executor("local").array(pow, [2, "x"], [2, 2])
+    job = hy.Executor("local").array(pow, [2, "x"], [2, 2], batch=2)
     folder = Path((await api.ended(job.id))["folder"])
     bomb = pickle.dumps(Hostile())
     pickle.loads(bomb).close()

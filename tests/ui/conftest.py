@@ -99,9 +99,9 @@ class Lab:
             self.process = None
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """The browser."""
+    """The browser; it ends with the module: while it is there, no other test can run an event loop."""
     binary = shutil.which("chromium")
     built = (Path(sys.prefix) / "share/jupyter/labextensions/jupyter-hybrid/package.json").exists()
     if os.environ.get("CI") != "true" and not (binary and built):
