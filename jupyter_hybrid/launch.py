@@ -211,7 +211,8 @@ def _scripts(pool: Pool, folder: Path, spec: JobSpec, attempt: Attempt) -> Itera
     for chunk in range(len(attempt.chunks)):
         first = attempt.chunk_first(chunk)
         variable, array = pool.backend.index_variable, attempt.batches > 1
-        yield first, render(spec, folder, pool.storage.worker, attempt.number, first, variable, array)
+        worker = pool.storage.worker
+        yield first, render(spec, folder, worker, attempt.number, first, variable, array, attempt.pull)
 
 
 def _reuse(folder: RunFolder, task_keys: Sequence[str]) -> dict[int, Any]:

@@ -16,9 +16,25 @@ _NATIVE = {
 }
 _ANY_NATIVE = "${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-${PBS_JOBID:-${HYBRID_LOCAL_JOB:-}}}}"
 
+_EAGER = 4
+
+
+def _pulled(index_variable: str) -> list[str]:
+    """Return lines that end a batch of a pulled array at once when the others have claimed all tasks.
+
+    Prologue and Python take their time, all the more where many batches load them at once from one file system. So all
+    but the first batches wait a moment: short tasks are done by then.
+    """
+    return [
+        f'[ "${{{index_variable}:-0}}" -lt {_EAGER} ] || sleep 0.2',
+        'if [ -e "claims/$HYBRID_ATTEMPT-all" ] && [ ! -L "status/$HYBRID_BATCH.owner" ]; then',
+        """  printf '{"e":"end","t":%(%s)T,"why":"done"}\\n' -1 >> "status/$HYBRID_BATCH.jsonl" && exit 0""",
+        "fi",
+    ]
+
 
 def render(
-    spec: JobSpec, folder: Path, worker: Path, attempt: int, first: int, index_variable: str, array: bool
+    spec: JobSpec, folder: Path, worker: Path, attempt: int, first: int, index_variable: str, array: bool, pull: bool
 ) -> str:
     """Return the script of one submission.
 
@@ -38,6 +54,8 @@ def render(
         Variable with the array index, which the scheduler sets.
     array : bool
         Whether it is submitted as an array; a plain job must not read an index that it has inherited.
+    pull : bool
+        Whether its batches claim tasks as they get free.
     """
     settings = spec.settings
     python = settings["python"]
@@ -49,6 +67,7 @@ def render(
         f'export HYBRID_NATIVE_ID="{_NATIVE.get(index_variable, (_ANY_NATIVE, _ANY_NATIVE))[array]}"',
         f"export HYBRID_BATCH=$(({first} + ${{{index_variable}:-0}}))" if array else f"export HYBRID_BATCH={first}",
         'cd "$HYBRID_FOLDER" || exit 73  # the storage cannot be seen from this node',
+        *(_pulled(index_variable) if array and pull else ()),
         f"cd {quote(directory)} || echo 'jupyter_hybrid: this folder is not on the node' >&2",
     ]
     lines += [f"export {name}={quote(value)}" for name, value in settings.get("environment", {}).items()]

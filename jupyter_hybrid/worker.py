@@ -18,6 +18,8 @@ Files it reads: ``spec.json``, ``attempt-<n>.json``, ``payload.bin``, ``items.bi
     What a cell displayed, one nbformat output a line.
 ``claims/<attempt>-<k>``
     Exclusive claim of the k-th share of a pulled array: a link that names the batch.
+``claims/<attempt>-all``
+    All shares are claimed: the job script does not start this program any more.
 """
 
 from __future__ import annotations
@@ -245,6 +247,8 @@ class _Batch:
                 return
             if self.claim(number):
                 self.say("claim", a=start, b=stop)
+                if stop == len(everything):
+                    open(self.path("claims", f"{self.attempt}-all"), "w").close()
                 for task in everything[start:stop]:
                     if task not in done:
                         yield task

@@ -23,12 +23,12 @@ DEADLINE = 60.0
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\n\r"), min_size=1, max_size=20)
 
 
-def script(folder: str = "/runs/a", **settings: Any) -> str:
+def script(folder: str = "/runs/a", *, pull: bool = False, **settings: Any) -> str:
     spec = JobSpec(
         id="abcdefghij", name="fit", pool="hpc", kind="function", tasks=1, array=False, batch=1,
         resources=Resources(), created=0.0, settings={"python": "/opt/bin/python", **settings},
     )  # fmt: skip
-    text = render(spec, Path(folder), Path("/runs/.worker/1"), 2, 3, "SLURM_ARRAY_TASK_ID", False)
+    text = render(spec, Path(folder), Path("/runs/.worker/1"), 2, 3, "SLURM_ARRAY_TASK_ID", pull, pull)
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     return text
 
@@ -67,6 +67,25 @@ def test_image_and_binds_are_quoted(image: str, binds: list[str]) -> None:
 
 def test_without_a_container_python_is_run() -> None:
     assert run_line(script()) == WORKER
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_batch_that_comes_when_all_tasks_are_claimed_starts_no_python(tmp_path: Path, started: bool) -> None:
+    # One that has begun before may have claims of its own, and goes on with them.
+    for name in ("claims", "status"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "claims" / "2-all").touch()
+    if started:
+        (tmp_path / "status" / "8.owner").symlink_to("1")
+    text = script(str(tmp_path), pull=True, python="/bin/echo", prologue=["echo prologue"])
+    environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "5"}
+    done = subprocess.run(["bash", "-c", text], env=environment, capture_output=True, text=True, check=True)
+    events = [json.loads(line) for path in tmp_path.glob("status/*.jsonl") for line in path.read_text().splitlines()]
+    if started:
+        assert (events, done.stdout) == ([], f"prologue\n/runs/.worker/1/batch.py {tmp_path} 2 8\n")
+    else:
+        assert ([(event["e"], event["why"]) for event in events], done.stdout) == ([("end", "done")], "")
+        assert (tmp_path / "status" / "8.jsonl").exists()
 
 
 @pytest.fixture
