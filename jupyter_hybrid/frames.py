@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import gc
 import io
 import mmap
 import os
@@ -30,7 +31,7 @@ from collections import namedtuple
 
 TYPE_CHECKING = False  # typing takes as long to import as a small batch takes to run
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Any
 
 try:
@@ -446,6 +447,18 @@ def _verified(view: memoryview, entry: Entry, algorithm: int, path: str) -> list
     return [view[start:end] for start, end in _spans(entry.offset, lengths)]
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector from looking through many new objects again and again: all of them live."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _record(view: memoryview, entry: Entry, algorithm: int, path: str) -> Any:
     frames = _verified(view, entry, algorithm, path)
     try:
@@ -554,7 +567,8 @@ class Reader:
         if _checksum(algorithm, data[index : -_SUM.size], self.path) != checksum:
             raise FrameCorrupt(f"the index of {self.path} does not match its checksum: it was altered; {_RETRY}")
         self._algorithm = algorithm
-        self._rows = list(_INDEX.iter_unpack(data[index:tail]))
+        with _uncollected():
+            self._rows = list(_INDEX.iter_unpack(data[index:tail]))
         self._end = index
         self._entries: dict[int, Entry] | None = None
 
@@ -579,14 +593,13 @@ class Reader:
         """Return (task, kind, object) of all tasks; a record that cannot be read is `BROKEN`, with its `FrameError`."""
         if self._taken:
             self._open()
-        rows = self._rows
-        tasks, _, _, _, _, counts = zip(*rows) if rows else ((),) * 6  # noqa: B905 - not in Python 3.8
-        if (
-            counts.count(1) == len(rows) == len(set(tasks))
-            and _checksum(self._algorithm, self._view[: self._end], self.path) == self._data_checksum
-        ):
-            data, loads, at = self._view, pickle.loads, _PICKLE_AT
-            with contextlib.suppress(Exception):  # found again, and named, one by one
+        data, rows, loads, at = self._view, self._rows, pickle.loads, _PICKLE_AT
+        with _uncollected(), contextlib.suppress(Exception):  # found again, and named, one by one
+            if (
+                all(row[5] == 1 for row in rows)
+                and len({row[0] for row in rows}) == len(rows)
+                and _checksum(self._algorithm, data[: self._end], self.path) == self._data_checksum
+            ):
                 return [(task, kind, loads(data[o + at : o + size])) for task, kind, o, size, _, _ in rows]
         result: list[tuple[int, int, Any]] = []
         for task, entry in self.entries.items():

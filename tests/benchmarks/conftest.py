@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ui.conftest import chromium, lab  # noqa: F401
 
 from jupyter_hybrid.practice import PracticeSlurm, missing_commands, slurm_up
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
@@ -11,10 +12,9 @@ from typing import Any
 
 import pytest
 
-import jupyter_hybrid as hy
 from jupyter_hybrid.practice import PracticeSlurm, missing_commands, slurm_up
 
-from .conftest import ARTEFACTS, Lab, command, expect, until, window
+from .conftest import ARTEFACTS, Lab, command, expect, window
 from .test_notebook import activate, open_notebook, write
 
 pytestmark = pytest.mark.slurm
@@ -93,28 +93,54 @@ def test_a_job_survives_kernel_and_server(on_slurm: None, lab: Lab, page: Any, t
     expect(page.locator(".jp-OutputArea-output", has_text=re.compile(r"^42\s*$"))).to_be_visible()
 
 
-def test_two_browsers_show_the_same(on_slurm: None, lab: Lab, page: Any, chromium: Any, tmp_path: Path) -> None:
+START = """async () => {
+  (window.kernels ??= []).push(await window.jupyterapp.serviceManager.kernels.startNew({ name: 'python3' }));
+}"""
+EXECUTE = """async ([number, code]) => {
+  const future = window.kernels[number].requestExecute({ code });
+  let text = '';
+  future.onIOPub = message => { text += message.content.text ?? (message.content.traceback ?? []).join(); };
+  await future.done;
+  return text;
+}"""
+WAIT = """
+import json, os, time
+import jupyter_hybrid as hy
+from jupyter_hybrid.tracker import tracker
+def wait(path):
+    while not os.path.exists(path): time.sleep(0.02)
+job = hy.Executor("hpc", cpus=1, time="10min", name={name!r}).submit(wait, {gate!r})
+print(job.id)
+"""
+
+
+def test_two_browsers_and_three_kernels_see_the_same(
+    on_slurm: None, lab: Lab, page: Any, chromium: Any, tmp_path: Path
+) -> None:
     gate = tmp_path / "gate"
-    job = hy.Executor("hpc", cpus=1, time="10min").submit(*gate_function(gate))
+    jobs = []
+    for number in range(3):
+        page.evaluate(START)
+        jobs.append(page.evaluate(EXECUTE, [number, WAIT.format(name=f"job{number}", gate=str(gate))]).strip())
     with window(chromium, lab, "second-browser") as other:
         other.goto(f"{lab.url}/lab?token={lab.token}")
         command(other, "hybrid:open-panel")
-        for each in (page, other):
-            expect(each.locator(f'[data-job="{job.id}"]')).to_contain_text("Running · hpc")
-        other.locator(f'[data-job="{job.id}"]').click()
+
+        def see(*states: str) -> None:
+            for each in (page, other):
+                for job, state in zip(jobs, states, strict=True):
+                    expect(each.locator(f'[data-job="{job}"]')).to_contain_text(f"{state} · hpc")
+            told = [page.evaluate(EXECUTE, [n, f"print(hy.job({job!r}).state)"]) for n in range(3) for job in jobs]
+            assert [word.strip().capitalize() for word in told] == [*states] * 3
+
+        see("Running", "Pending", "Pending")
+        holders = [json.loads(page.evaluate(EXECUTE, [n, "print(json.dumps(tracker.holding()))"])) for n in range(3)]
+        holders.append(page.request.get(f"{lab.url}/hybrid/api/v1/health?token={lab.token}").json()["tracking"])
+        assert sum("hpc" in names for names in holders) == 1, holders  # one of the four asks the scheduler
+        other.locator(f'[data-job="{jobs[1]}"]').click()
         other.get_by_role("button", name="Cancel", exact=True).click()
         other.get_by_role("button", name="Cancel job").click()
-        for each in (page, other):
-            expect(each.locator(".jp-Hybrid-panel")).to_contain_text("Cancelled")
-    until(job.cancelled, "the job is cancelled for this process, too")
-
-
-def gate_function(gate: Path) -> tuple[Any, str]:
-    def wait(path: str) -> None:
-        import os
-        import time
-
-        while not os.path.exists(path):
-            time.sleep(0.02)
-
-    return wait, str(gate)
+        other.get_by_role("button", name="All jobs").click()
+        see("Running", "Cancelled", "Pending")
+        gate.touch()
+        see("Completed", "Cancelled", "Completed")
