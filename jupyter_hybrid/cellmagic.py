@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import keyword
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -137,7 +136,7 @@ def _run_script(
         if given:
             raise UsageError(f"{option} is for cells of Python; a script (--bash) has files and its exit status")
     name = options.name or _title(cell, [], tasks)
-    origin = _origin(shell, "")
+    origin = {"function": _function("")}
     if options.dry_run:
         _preview(pool, resources, options, "script", name, tasks, after, {}, ())
         print(f"which runs:\n{cell}")  # noqa: T201
@@ -191,7 +190,7 @@ def _run_python(
         batch=executor.parse_batch(_batch(options.batch)),
         after=after,
         out=captured.out,
-        origin={**_origin(shell, ",".join(captured.out)), "inputs": list(captured.inputs)},
+        origin={"function": _function(",".join(captured.out)), "inputs": list(captured.inputs)},
         keys=keys,
         task_keys=task_keys,
         directory=options.directory,
@@ -227,12 +226,9 @@ def _title(cell: str, out: Sequence[str], tasks: list[dict[str, Any]] | None) ->
     return first if len(first) <= 60 else first[:59] + "…"
 
 
-def _origin(shell: Any, names: str) -> dict[str, str]:
-    """Return where a job comes from: the notebook and its cell, as far as the front end tells."""
-    notebook = shell.user_ns.get("__vsc_ipynb_file__") or os.environ.get("JPY_SESSION_NAME") or ""
-    parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
-    cell = str((parent.get("metadata") or {}).get("cellId") or "")
-    return {"notebook": str(notebook), "cell": cell, "function": f"cell:{cell or names}"}
+def _function(names: str) -> str:
+    """Return what stands for the function in the record of a cell: the cell, or the names that it gives back."""
+    return f"cell:{launch.notebook_cell().get('cell') or names}"
 
 
 def _preview(

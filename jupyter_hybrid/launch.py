@@ -159,11 +159,27 @@ def make_spec(
         created=time.time(),
         after=tuple(after),
         out=tuple(out),
-        origin={"directory": os.getcwd(), "user": _user(), "host": os.uname().nodename, **(origin or {})},
+        origin={
+            "directory": os.getcwd(),
+            "user": _user(),
+            "host": os.uname().nodename,
+            **notebook_cell(),
+            **(origin or {}),
+        },
         keys=dict(keys or {}),
         versions=versions(),
         settings=pool.settings(directory or os.getcwd(), tuple(arguments)),
     )
+
+
+def notebook_cell() -> dict[str, str]:
+    """Return the notebook and the id of the cell that run now, as far as the front end tells."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None:
+        return {}
+    parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
+    notebook = shell.user_ns.get("__vsc_ipynb_file__") or os.environ.get("JPY_SESSION_NAME") or ""
+    return {"notebook": str(notebook), "cell": str((parent.get("metadata") or {}).get("cellId") or "")}
 
 
 def preview(pool: Pool, spec: JobSpec) -> list[tuple[Submission, str]]:

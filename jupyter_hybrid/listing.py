@@ -159,7 +159,8 @@ def pools() -> Table:
         else:
             row["cpus"] = f"{snapshot.free_cpus}/{snapshot.total_cpus}"
             row["gpus"] = f"{snapshot.free_gpus}/{snapshot.total_gpus}" if snapshot.total_gpus else None
-            row["memory"] = f"{snapshot.memory / 2**30:.3g}G" if snapshot.memory else None
+            free, total = ((each or 0) / 2**30 for each in (snapshot.free_memory, snapshot.total_memory))
+            row["memory"] = f"{free:.3g}/{total:.3g}G" if total else None
             row["queued"] = snapshot.queued
             row["state"] = "ready"
         rows.append(row)

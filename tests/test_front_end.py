@@ -73,4 +73,5 @@ def test_installed_without_node_it_is_enabled(wheel: Path, tmp_path: Path) -> No
     code = "import sys; from jupyter_server.extension.serverextension import main; sys.argv = ['x', 'list']; main()"
     said = run(python, "-c", code, cwd=tmp_path, **own)
     assert f"jupyter_hybrid {jupyter_hybrid.__version__}" in said
+    assert any("jupyter_hybrid" in line and "enabled" in line for line in said.splitlines())
     assert "OK" in said.partition(f"jupyter_hybrid {jupyter_hybrid.__version__}")[2].splitlines()[0]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 import jupyter_hybrid as hy
-from jupyter_hybrid import launch
+from jupyter_hybrid import launch, widgets
 from jupyter_hybrid.backends.local import machine_cpus
 from jupyter_hybrid.errors import CaptureError, ConfigError, JobNotFound, ResourceError
 from jupyter_hybrid.magics import KINDS, cell_parser, split
@@ -321,12 +322,17 @@ def test_wait_for_a_job_that_ends_badly_fails_in_one_line(run: Run, capsys: Any)
 def test_an_interrupt_ends_the_waiting_and_not_the_job(run: Run, shell: Any) -> None:
     # As in any kernel: a shell that starts the tests in the background has interrupts ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    main = threading.main_thread().ident or 0
+
+    def waits() -> bool:
+        codes = [frame.f_code for frame, _ in traceback.walk_stack(sys._current_frames()[main])]
+        return codes[0] is threading.Condition.wait.__code__ and widgets.wait.__code__ in codes
 
     def interrupt() -> None:
         end = time.monotonic() + 60
-        while "job" not in shell.user_ns and time.monotonic() < end:
+        while not waits() and time.monotonic() < end:
             time.sleep(0.01)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        signal.pthread_kill(main, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()

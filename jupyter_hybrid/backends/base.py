@@ -131,7 +131,7 @@ class PartitionSnapshot:
 class PoolSnapshot:
     """What a pool has at one moment.
 
-    `memory` is that of the largest node, in bytes; `max_array` the most elements of one array.
+    Memory is in bytes, `memory` that of the largest node; `max_array` is the most elements of one array.
     """
 
     free_cpus: int
@@ -142,6 +142,8 @@ class PoolSnapshot:
     free_gpus: int = 0
     total_gpus: int = 0
     memory: int | None = None
+    free_memory: int | None = None
+    total_memory: int | None = None
     max_array: int | None = None
     version: str = ""
     partitions: tuple[PartitionSnapshot, ...] = field(default=())

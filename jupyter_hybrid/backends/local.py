@@ -171,10 +171,10 @@ class LocalBackend:
 
     def snapshot(self) -> PoolSnapshot:
         """Return what is free now."""
-        query = """SELECT COUNT(*), TOTAL(cpus), TOTAL(gpus) FROM element JOIN submission USING (native_id)
-            WHERE state = ? AND pool = ?"""
+        query = """SELECT COUNT(*), TOTAL(cpus), TOTAL(gpus), TOTAL(memory)
+            FROM element JOIN submission USING (native_id) WHERE state = ? AND pool = ?"""
         with self._database() as database:
-            running, cpus, gpus = database.execute(query, ("RUNNING", self.pool)).fetchone()
+            running, cpus, gpus, memory = database.execute(query, ("RUNNING", self.pool)).fetchone()
             queued, *_ = database.execute(query, ("PENDING", self.pool)).fetchone()
         return PoolSnapshot(
             free_cpus=max(0, self.cpus - int(cpus)),
@@ -185,6 +185,8 @@ class LocalBackend:
             free_gpus=max(0, self.gpus - int(gpus)),
             total_gpus=self.gpus,
             memory=self.memory,
+            free_memory=max(0, self.memory - int(memory)),
+            total_memory=self.memory,
         )
 
     def check(self, resources: Resources) -> list[str]:

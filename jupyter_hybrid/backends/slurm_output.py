@@ -183,7 +183,7 @@ SQUEUE_FORMAT = _columns("ArrayJobID,ArrayTaskID,State,exit_code,RestartCnt,Star
 """``-O``, since ``-o`` has neither exit status nor restarts. The job's name is left out: it may hold anything."""
 SACCT_FORMAT = "JobID,State,ExitCode,Start,End,NodeList,TotalCPU,MaxRSS,AllocTRES,Reason"
 """``AllocTRES`` for the memory: ``ReqMem`` is nonsense ("16?") in the first moments after a job's end."""
-SINFO_FORMAT = _columns("NodeList,Partition,Available,Time,StateLong,CPUsState,Memory,Gres,GresUsed")
+SINFO_FORMAT = _columns("NodeList,Partition,Available,Time,StateLong,CPUsState,Memory,Gres,GresUsed,AllocMem")
 
 _Key = tuple[str, "int | None"]
 
@@ -320,6 +320,7 @@ class _Node:
     free_gpus: int
     gpus: int
     memory: int
+    free_memory: int
 
 
 def _total(nodes: Sequence[_Node]) -> _Node:
@@ -329,6 +330,7 @@ def _total(nodes: Sequence[_Node]) -> _Node:
         free_gpus=sum(node.free_gpus for node in nodes),
         gpus=sum(node.gpus for node in nodes),
         memory=max((node.memory for node in nodes), default=0),
+        free_memory=sum(node.free_memory for node in nodes),
     )
 
 
@@ -345,6 +347,7 @@ def parse_sinfo(text: str) -> PoolSnapshot:
         if len(fields) < 9 or fields[5].count("/") != 3:
             continue
         name, partition, availability, limit, state, cpus, memory, gres, used = fields[:9]
+        allocated = fields[9] if fields[9:] else ""
         available = availability == "up"
         usable = available and state.rstrip("~#+-") in _USABLE
         _, idle, _, total = (int(count) for count in cpus.split("/"))
@@ -354,6 +357,7 @@ def parse_sinfo(text: str) -> PoolSnapshot:
             free_gpus=max(0, _gpus(gres) - _gpus(used)) if usable else 0,
             gpus=_gpus(gres),
             memory=int(memory.rstrip("+")) * 2**20,
+            free_memory=(int(memory.rstrip("+")) - int(allocated or 0)) * 2**20 if usable else 0,
         )
         if name not in nodes or usable:
             nodes[name] = node
@@ -384,5 +388,7 @@ def parse_sinfo(text: str) -> PoolSnapshot:
         free_gpus=whole.free_gpus,
         total_gpus=whole.gpus,
         memory=whole.memory or None,
+        free_memory=whole.free_memory,
+        total_memory=sum(node.memory for node in nodes.values()),
         partitions=tuple(partitions),
     )

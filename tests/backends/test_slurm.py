@@ -508,6 +508,15 @@ class TestSinfo:
         assert pool.partitions[0].available is (partition == "up")
         assert pool.partitions[0].time == 86400
 
+    def test_memory_of_all_nodes(self) -> None:
+        lines = [
+            "n1|p*|up|infinite|mixed|1/7/0/8|1000|(null)|(null)|300|",
+            "n1|q|up|infinite|mixed|1/7/0/8|1000|||300|",
+        ]
+        lines += ["n2|p*|up|infinite|idle|0/8/0/8|3000|||0|", "n3|p*|up|infinite|down|0/0/8/8|500|||0|"]
+        pool = parse_sinfo("\n".join(lines))
+        assert (pool.free_memory, pool.total_memory, pool.memory) == (3700 * 2**20, 4500 * 2**20, 3000 * 2**20)
+
     def test_several_kinds_of_gpu(self) -> None:
         gres, used = "gpu:a100:4(S:0-1),gpu:4,nvme:1", "gpu:a100:2(IDX:0,3),gpu:1(IDX:1),nvme:0"
         pool = parse_sinfo(f"n1|p*|up|infinite|mixed|1/7/0/8|1000|{gres}|{used}|")

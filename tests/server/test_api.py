@@ -298,6 +298,7 @@ async def test_pools_metrics_and_the_rest(api: Any, jp_fetch: Any, listen: Any) 
     pool = await api("pools/local")
     assert (pool["reachable"], pool["default"], pool["active"]) == (True, True, 0)
     assert 0 < pool["cpus_free"] <= pool["cpus_total"]
+    assert 0 < pool["memory_free"] <= pool["memory_total"]
     await api("pools/other", 404)
     response = await jp_fetch("hybrid/api/v1/metrics")
     assert response.headers["Content-Type"].startswith("text/plain")
@@ -308,6 +309,31 @@ async def test_pools_metrics_and_the_rest(api: Any, jp_fetch: Any, listen: Any) 
     assert document["openapi"].startswith("3.")
     await api("nothing", 404)
     await api("jobs", 405, method="POST", body={})
+
+
+async def test_a_pool_that_does_not_answer_says_since_when(api: Any, pools: Callable[[str], Path]) -> None:
+    begun = time.time()
+    pools("pools: {far: {kind: slurm, env: {SLURM_CONF: /nowhere/slurm.conf}}}")
+
+    async def look() -> Any:
+        pool = await api("pools/far")
+        return pool if pool["reachable"] is False else None
+
+    pool = await api.until(look, "the pool is known to be unreachable")
+    assert begun <= pool["unreachable_since"] <= time.time()
+    assert pool["error"]
+    assert (pool["cpus_free"], pool["memory_free"]) == (None, None)
+    assert (await api("pools/local"))["reachable"] is True  # the others answer
+
+
+async def test_jobs_of_a_notebook(api: Any, elsewhere: Callable[..., str], jp_root_dir: Path) -> None:
+    hy.Executor("local").submit(pow, 2, 3)
+    notebook = str(jp_root_dir / "study" / "fit.ipynb")
+    program = "import os, sys; from IPython import InteractiveShell; InteractiveShell.instance()\n"
+    job = elsewhere(f"{program}os.environ['JPY_SESSION_NAME'] = sys.argv[1]\n{SUBMIT}", notebook)
+    found = await api("jobs", notebook=notebook)
+    assert [row["id"] for row in found["jobs"]] == [job]
+    assert found["jobs"][0]["notebook_browser"] == "study/fit.ipynb"
 
 
 async def test_the_doctor(api: Any) -> None:

@@ -47,6 +47,19 @@ def row(page: Any, job: Any) -> Any:
     return page.locator(f'.jp-Hybrid-job[data-job="{job.id}"]')
 
 
+def widen(page: Any, width: int) -> None:
+    """Drag the edge of the side panel until the panel is so wide."""
+    panel = page.locator("#jupyter-hybrid-panel")
+    edge = page.locator("#jp-main-split-panel > .lm-SplitPanel-handle:not(.lm-mod-hidden)").first.bounding_box()
+    box = panel.bounding_box()
+    y = edge["y"] + edge["height"] / 2
+    page.mouse.move(edge["x"] + edge["width"] / 2, y)
+    page.mouse.down()
+    page.mouse.move(edge["x"] + edge["width"] / 2 + width - box["width"], y, steps=5)
+    page.mouse.up()
+    until(lambda: abs(panel.bounding_box()["width"] - width) < 3, f"the panel is {width} pixels wide")
+
+
 def accessible(page: Any) -> None:
     """Have axe-core look at the panel; nothing serious may be found."""
     from axe_playwright_python.sync_playwright import Axe
@@ -192,6 +205,38 @@ def test_a_wrong_configuration_is_told_in_the_panel(chromium: Any, home: Path, m
         server.stop()
 
 
+def test_a_pool_that_does_not_answer_says_since_when(
+    chromium: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = configure(home, monkeypatch)
+    (root / "hybrid.yaml").write_text("pools: {far: {kind: slurm, env: {SLURM_CONF: /nowhere/slurm.conf}}}\n")
+    server = Lab(root)
+    server.start()
+    try:
+        with window(chromium, server, "unreachable-pool") as page:
+            page.goto(f"{server.url}/lab?token={server.token}")
+            command(page, "hybrid:open-panel")
+            expect(page.locator(".jp-Hybrid-pool", has_text="far")).to_contain_text("does not answer since")
+            expect(page.locator(".jp-Hybrid-pool", has_text="desk")).to_contain_text("cpus free")
+            accessible(page)
+    finally:
+        server.stop()
+
+
+def test_the_context_menu_acts_on_the_job_that_was_pointed_at(page: Any, lab: Lab) -> None:
+    jobs = [hy.Executor("desk", cpus=1, memory="100M").submit(square, value) for value in range(2)]
+    for job in jobs:
+        expect(row(page, job)).to_contain_text("Completed")
+    row(page, jobs[0]).click(button="right")
+    page.get_by_role("menuitem", name="Run All Tasks Again").click()
+    until(lambda: jobs[0].run.row.attempt == 2, "the job has run again")
+    row(page, jobs[1]).click(button="right")
+    page.get_by_role("menuitem", name="Clean Up Job").click()
+    page.get_by_role("button", name="Delete").click()
+    expect(page.locator(".jp-Hybrid-job")).to_have_count(1)
+    expect(row(page, jobs[0])).to_be_visible()
+
+
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark", "JupyterLab Dark High Contrast"])
 def test_the_look_and_accessibility_in_all_themes(
     chromium: Any, home: Path, monkeypatch: pytest.MonkeyPatch, theme: str, tmp_path: Path
@@ -211,6 +256,14 @@ def test_the_look_and_accessibility_in_all_themes(
             expect(row(page, running)).to_contain_text("Running")
             page.screenshot(path=ARTEFACTS / f"{name}-list.png")
             accessible(page)
+            for width in (300, 800):
+                widen(page, width)
+                expect(row(page, array)).to_contain_text("500 failed")
+                page.screenshot(path=ARTEFACTS / f"{name}-{width}.png")
+                panel = page.locator("#jupyter-hybrid-panel .jp-Hybrid-panel")
+                assert panel.evaluate("node => node.scrollWidth <= node.clientWidth")  # nothing is cut off
+                accessible(page)
+            widen(page, 400)
             row(page, array).click()
             page.get_by_role("slider").focus()
             page.get_by_role("slider").press("f")
