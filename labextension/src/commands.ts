@@ -171,7 +171,7 @@ export function addJobCommands(options: ICommandOptions): void {
     trans.__('Show Cell of Job'),
     trans.__('Open the notebook at the cell that the job came from'),
     job => Boolean(job.notebook_browser),
-    async id => openCell(await model.api.job(id), documents)
+    async id => openCell(await model.api.job(id), documents, trans)
   );
   add(
     CommandIDs.loadResults,
@@ -179,7 +179,7 @@ export function addJobCommands(options: ICommandOptions): void {
     trans.__('Bind what the job gives back in the kernel of its notebook'),
     job => job.state === 'COMPLETED' && Boolean(job.notebook_browser),
     async id => {
-      const said = await loadResults(await model.api.job(id), documents, notebooks);
+      const said = await loadResults(await model.api.job(id), documents, notebooks, trans);
       Notification.success(said || trans.__('The results are loaded.'), { autoClose: 5000 });
     }
   );

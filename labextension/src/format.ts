@@ -1,34 +1,44 @@
 /** Times, sizes and shares as people read them. */
 
+import type { TranslationBundle } from '@jupyterlab/translation';
+
 /** Return a span of seconds in its two largest units: `1 h 5 min`. */
-export function duration(seconds: number): string {
+export function duration(seconds: number, trans: TranslationBundle): string {
   const whole = Math.max(0, Math.round(seconds));
-  if (whole < 60) {
-    return `${whole} s`;
-  }
-  const units: [number, string][] = [
-    [86400, 'd'],
-    [3600, 'h'],
-    [60, 'min'],
-    [1, 's']
+  const units: [number, (count: number) => string][] = [
+    [86400, count => trans.__('%1 d', count)],
+    [3600, count => trans.__('%1 h', count)],
+    [60, count => trans.__('%1 min', count)],
+    [1, count => trans.__('%1 s', count)]
   ];
+  if (whole < 60) {
+    return trans.__('%1 s', whole);
+  }
   const first = units.findIndex(([size]) => whole >= size);
-  const [size, unit] = units[first];
-  const [below, smaller] = units[first + 1];
+  const [size, large] = units[first];
+  const [below, small] = units[first + 1];
   const rest = Math.floor((whole % size) / below);
-  return `${Math.floor(whole / size)} ${unit}` + (rest ? ` ${rest} ${smaller}` : '');
+  return large(Math.floor(whole / size)) + (rest ? ` ${small(rest)}` : '');
 }
 
 /** Return a number of bytes in the unit that suits it: `3.5 GB`. */
-export function bytes(size: number): string {
-  const units = ['B', 'kB', 'MB', 'GB', 'TB', 'PB'];
+export function bytes(size: number, trans: TranslationBundle): string {
   const step = size < 1024 ? 0 : Math.min(5, Math.floor(Math.log2(size) / 10));
   const value = size / 1024 ** step;
-  return `${value >= 100 || step === 0 || value % 1 < 0.05 ? Math.round(value) : value.toFixed(1)} ${units[step]}`;
+  const number =
+    value >= 100 || step === 0 || value % 1 < 0.05 ? Math.round(value) : value.toFixed(1);
+  return [
+    trans.__('%1 B', number),
+    trans.__('%1 kB', number),
+    trans.__('%1 MB', number),
+    trans.__('%1 GB', number),
+    trans.__('%1 TB', number),
+    trans.__('%1 PB', number)
+  ][step];
 }
 
-export function percent(share: number): string {
-  return `${Math.round(share * 100)} %`;
+export function percent(share: number, trans: TranslationBundle): string {
+  return trans.__('%1 %', Math.round(share * 100));
 }
 
 /** Return an amount of money; a small one is told from nothing. */

@@ -1,6 +1,5 @@
 /** The panel's icon and those of the states: each has a shape of its own, so that none is told by colour alone. */
 
-import type { TranslationBundle } from '@jupyterlab/translation';
 import { LabIcon } from '@jupyterlab/ui-components';
 import React from 'react';
 
@@ -64,29 +63,19 @@ const SHAPES: Record<JobState | 'HELD', JSX.Element> = {
   HELD: <path d="M4 3h3v10H4zM9 3h3v10H9z" fill="currentColor" />
 };
 
-/** What a state is called. */
-export function stateWord(state: JobState, held: boolean, trans: TranslationBundle): string {
-  if (held && state === 'PENDING') {
-    return trans.__('Held');
-  }
-  switch (state) {
-    case 'NEW':
-      return trans.__('New');
-    case 'PENDING':
-      return trans.__('Pending');
-    case 'RUNNING':
-      return trans.__('Running');
-    case 'COMPLETED':
-      return trans.__('Completed');
-    case 'FAILED':
-      return trans.__('Failed');
-    case 'CANCELLED':
-      return trans.__('Cancelled');
-    case 'TIMEOUT':
-      return trans.__('Timed out');
-    default:
-      return trans.__('Unknown');
-  }
+/** Stands before words that warn; Lab has no icon of this kind. */
+export function WarningIcon(): JSX.Element {
+  return (
+    <svg
+      className="jp-Hybrid-warningIcon"
+      viewBox="0 0 24 24"
+      width="14"
+      height="14"
+      aria-hidden="true"
+    >
+      <path fill="currentColor" d="M1 21h22L12 2zm12-3h-2v-2h2zm0-4h-2v-4h2z" />
+    </svg>
+  );
 }
 
 /** The icon of a state; the word stands beside it. */

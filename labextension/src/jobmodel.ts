@@ -3,6 +3,7 @@
 import { Signal } from '@lumino/signaling';
 
 import type { IApi } from './api';
+import type { IPlace } from './logmodel';
 import { LogModel } from './logmodel';
 import type { IJob, IJobDetail, ITask } from './types';
 import { isFinal } from './types';
@@ -11,6 +12,8 @@ import { isFinal } from './types';
 const APART = 1000;
 /** Milliseconds between two looks at a job that runs: its files know of tasks that no event has told yet. */
 const LOOK = 3000;
+/** Batches whose logs are looked at for one in which something was written. */
+const BATCHES = 10;
 
 export class JobModel {
   constructor(
@@ -67,10 +70,10 @@ export class JobModel {
       }
       this.states = states;
       this.error = '';
-      this.followLog();
       if (this.index !== null) {
         await this.loadTask(this.index);
       }
+      this.followLog();
     } catch (error) {
       this.error = error instanceof Error ? error.message : String(error);
     }
@@ -89,6 +92,11 @@ export class JobModel {
     }
     const count = (letter: string): number => this.states.split(letter).length - 1;
     return { ...this.row, done: count('d'), failed: count('f') + count('l'), running: count('r') };
+  }
+
+  /** What it has cost so far; an event knows it only of plain jobs, the details of all. */
+  get cost(): number | null {
+    return this.row?.cost ?? this.detail?.cost ?? null;
   }
 
   async loadScript(): Promise<void> {
@@ -135,21 +143,42 @@ export class JobModel {
     }, delay);
   }
 
-  /** Follow the log of the task that is looked at, else of the latest batch. */
-  private followLog(): void {
+  /**
+   * Where the log is that is worth reading: what the task wrote that is looked at, else the latest batches. Why a task
+   * failed or was lost that wrote nothing may stand in the log of its batch; no batch may have taken it.
+   */
+  private places(): IPlace[] {
     const batches = this.detail?.batches ?? [];
-    const latest = batches.length ? batches[batches.length - 1].batch : null;
-    const batch =
-      this.index === null ? (this.detail?.array ? null : latest) : (this.task?.batch ?? null);
-    const task = this.index ?? undefined;
-    if (this.log && this.log.batch === batch && this.log.task === task) {
+    const begun = batches.filter(each => each.state !== 'PENDING');
+    const latest = (begun.length ? begun : batches)
+      .slice(-BATCHES)
+      .reverse()
+      .map(({ batch }) => ({ batch }));
+    if (this.index === null) {
+      return latest;
+    }
+    const bad = 'fl'.includes(this.states[this.index]);
+    const batch = this.task?.batch ?? null;
+    if (batch === null) {
+      return this.task && bad ? latest : [];
+    }
+    const own = { batch, task: this.index };
+    return bad ? [own, { batch }] : [own];
+  }
+
+  private followLog(): void {
+    if (this.disposed) {
+      return;
+    }
+    const places = this.places();
+    if (this.log && JSON.stringify(this.log.places) === JSON.stringify(places)) {
       if (this.row && !isFinal(this.row.state)) {
         this.log.wake();
       }
       return;
     }
     this.log?.dispose();
-    this.log = batch === null ? null : new LogModel(this.api, this.id, batch, task);
+    this.log = places.length ? new LogModel(this.api, this.id, places) : null;
   }
 
   private disposed = false;

@@ -10,12 +10,18 @@ const PART = 65536;
 /** Characters that are kept; what is before them is on disk. */
 const MOST = 4 * PART;
 
+/** The log of a batch, or what one task wrote there. */
+export interface IPlace {
+  batch: number;
+  task?: number;
+}
+
 export class LogModel {
   constructor(
     private readonly api: IApi,
     readonly job: string,
-    readonly batch: number,
-    readonly task: number | undefined
+    /** Where to look: at the next place if nothing was written at one, and nothing will be. */
+    readonly places: readonly IPlace[]
   ) {
     void this.more();
   }
@@ -28,6 +34,11 @@ export class LogModel {
   /** Whether nothing more will come. */
   end = false;
   error = '';
+
+  /** Whose log this is. */
+  get place(): IPlace {
+    return this.places[this.at];
+  }
 
   dispose(): void {
     this.disposed = true;
@@ -45,8 +56,15 @@ export class LogModel {
 
   private async more(): Promise<void> {
     try {
-      const part = await this.api.log(this.job, this.batch, this.next ?? -PART, this.task);
+      const { batch, task } = this.place;
+      const part = await this.api.log(this.job, batch, this.next ?? -PART, task);
       if (this.disposed) {
+        return;
+      }
+      if (part.end && part.size === 0 && this.at < this.places.length - 1) {
+        this.at += 1;
+        this.next = null;
+        void this.more();
         return;
       }
       this.cut ||= this.next === null && part.offset > 0;
@@ -74,6 +92,7 @@ export class LogModel {
     }
   }
 
+  private at = 0;
   private next: number | null = null;
   private disposed = false;
   private waiting: ReturnType<typeof setTimeout> | undefined;

@@ -1,5 +1,7 @@
 /** The magic line on top of a cell: which pool it names, and how it is written for another. Pure text. */
 
+import type { TranslationBundle } from '@jupyterlab/translation';
+
 import type { IPool } from './types';
 
 /** The magic of each kind of pool; other kinds have none yet. */
@@ -129,14 +131,20 @@ export function withoutPool(options: string): string {
 }
 
 /** Return a cell's source for a pool. `options` are those of an earlier magic line, used where the cell has none. */
-export function sendTo(source: string, pool: Place, pools: readonly Place[], options = ''): string {
+export function sendTo(
+  source: string,
+  pool: Place,
+  pools: readonly Place[],
+  trans: TranslationBundle,
+  options = ''
+): string {
   const magic = parse(source);
   if (magic && !KINDS.has(magic.name)) {
-    throw new Error(`The cell has a magic of its own: %%${magic.name}`);
+    throw new Error(trans.__('The cell has a magic of its own: %1', `%%${magic.name}`));
   }
   const name = MAGICS[pool.kind];
   if (name === undefined) {
-    throw new Error(`Pools of kind ${pool.kind} have no cell magic.`);
+    throw new Error(trans.__('Pools of kind %1 have no cell magic.', pool.kind));
   }
   const first = pools.find(each => each.kind === pool.kind)?.name === pool.name;
   const quote = pool.name.includes("'") ? '"' : "'";

@@ -5,9 +5,9 @@ import type { NotebookPanel } from '@jupyterlab/notebook';
 import type { CommandRegistry } from '@lumino/commands';
 
 import { CommandIDs } from './commandids';
-import { stateWord } from './icons';
 import { isNotebookOf } from './origin';
 import type { IHybrid } from './tokens';
+import { causeWord, stateWord } from './words';
 
 export function notifyOfEnds(
   hybrid: IHybrid,
@@ -29,7 +29,9 @@ export function notifyOfEnds(
       return;
     }
     const head = `${job.name.split('\n', 1)[0] || job.id}: ${stateWord(job.state, false, trans)}`;
-    const why = good ? '' : [job.cause, job.reason].filter(Boolean).join(': ');
+    const why = good
+      ? ''
+      : [job.cause && causeWord(job.cause, trans), job.reason].filter(Boolean).join(': ');
     const actions: Notification.IAction[] = [
       {
         label: trans.__('Show log'),

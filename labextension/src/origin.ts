@@ -3,6 +3,7 @@
 import type { IDocumentManager } from '@jupyterlab/docmanager';
 import type { INotebookTracker, NotebookPanel } from '@jupyterlab/notebook';
 import type { Kernel } from '@jupyterlab/services';
+import type { TranslationBundle } from '@jupyterlab/translation';
 
 import type { IJob, IJobDetail } from './types';
 
@@ -11,15 +12,26 @@ export function isNotebookOf(panel: NotebookPanel, job: IJob): boolean {
   return Boolean(job.notebook_browser) && panel.context.localPath === job.notebook_browser;
 }
 
-async function openNotebook(job: IJobDetail, documents: IDocumentManager): Promise<NotebookPanel> {
+async function openNotebook(
+  job: IJobDetail,
+  documents: IDocumentManager,
+  trans: TranslationBundle
+): Promise<NotebookPanel> {
   const path = job.notebook_browser;
   if (!path) {
-    const where = job.notebook || 'a place without a notebook';
-    throw new Error(`Job ${job.id} comes from ${where}, which the file browser does not show.`);
+    throw new Error(
+      job.notebook
+        ? trans.__(
+            'Job %1 comes from %2, which the file browser does not show.',
+            job.id,
+            job.notebook
+          )
+        : trans.__('Job %1 comes from a place without a notebook.', job.id)
+    );
   }
   const widget = documents.openOrReveal(path);
   if (!widget || !('sessionContext' in widget)) {
-    throw new Error(`${path} cannot be opened as a notebook.`);
+    throw new Error(trans.__('%1 cannot be opened as a notebook.', path));
   }
   await widget.context.ready;
   await widget.revealed;
@@ -27,8 +39,12 @@ async function openNotebook(job: IJobDetail, documents: IDocumentManager): Promi
 }
 
 /** Open the notebook of a job and make its cell the active one. */
-export async function openCell(job: IJobDetail, documents: IDocumentManager): Promise<void> {
-  const { content } = await openNotebook(job, documents);
+export async function openCell(
+  job: IJobDetail,
+  documents: IDocumentManager,
+  trans: TranslationBundle
+): Promise<void> {
+  const { content } = await openNotebook(job, documents, trans);
   const index = content.widgets.findIndex(cell => cell.model.id === job.origin.cell);
   if (index >= 0) {
     content.activeCellIndex = index;
@@ -40,12 +56,13 @@ export async function openCell(job: IJobDetail, documents: IDocumentManager): Pr
 export async function loadResults(
   job: IJobDetail,
   documents: IDocumentManager,
-  notebooks: INotebookTracker | null
+  notebooks: INotebookTracker | null,
+  trans: TranslationBundle
 ): Promise<string> {
   const open = notebooks?.find(panel => isNotebookOf(panel, job));
-  const panel = open ?? (await openNotebook(job, documents));
+  const panel = open ?? (await openNotebook(job, documents, trans));
   await panel.sessionContext.ready;
-  const kernel = (await livingKernel(panel)) ?? (await startKernel(panel));
+  const kernel = (await livingKernel(panel)) ?? (await startKernel(panel, trans));
   return run(
     kernel,
     `${LOAD_EXTENSION}\nget_ipython().run_line_magic('hybrid', 'result ${job.id}')`
@@ -70,12 +87,17 @@ async function livingKernel(panel: NotebookPanel): Promise<Kernel.IKernelConnect
 }
 
 /** Start the kernel that a notebook asks for, where it has none: its server was started again, say. */
-async function startKernel(panel: NotebookPanel): Promise<Kernel.IKernelConnection> {
+async function startKernel(
+  panel: NotebookPanel,
+  trans: TranslationBundle
+): Promise<Kernel.IKernelConnection> {
   const { sessionContext } = panel;
   const { name } = sessionContext.kernelPreference;
   const kernel = name ? await sessionContext.changeKernel({ name }) : null;
   if (!kernel) {
-    throw new Error(`${panel.context.path} has no kernel; choose one, then load the results.`);
+    throw new Error(
+      trans.__('%1 has no kernel; choose one, then load the results.', panel.context.path)
+    );
   }
   return kernel;
 }

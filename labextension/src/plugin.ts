@@ -50,7 +50,7 @@ export const panelPlugin: JupyterFrontEndPlugin<IHybrid> = {
       new HybridApi(serviceManager.serverSettings),
       serviceManager.events.stream
     );
-    const view = { model, trans, commands };
+    const view = { model, trans, commands, contextMenu: app.contextMenu };
     const hybrid: IHybrid = { model, trans, defaultPool: '', notifications: 'all' };
 
     const panel = new HybridPanel(view);

@@ -34,7 +34,7 @@ export async function runOn(panel: NotebookPanel, hybrid: IHybrid, name: string)
     const source = model.sharedModel.getSource();
     if (pool) {
       const kept = model.getMetadata(METADATA) as { options?: string } | undefined;
-      model.sharedModel.setSource(sendTo(source, pool, pools, kept?.options));
+      model.sharedModel.setSource(sendTo(source, pool, pools, hybrid.trans, kept?.options));
       model.deleteMetadata(METADATA);
     } else {
       const taken = takeBack(source);

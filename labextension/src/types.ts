@@ -29,7 +29,8 @@ export interface IPool {
   cpus_total: number | null;
   gpus_free: number | null;
   gpus_total: number | null;
-  memory: number | null;
+  memory_free: number | null;
+  memory_total: number | null;
   queued: number | null;
   price_cpu_hour: number | null;
   price_gpu_hour: number | null;

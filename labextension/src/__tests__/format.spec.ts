@@ -1,7 +1,11 @@
-import { bytes, duration, elapsed, money } from '../format';
+import { bytes, duration, elapsed, money, percent } from '../format';
 import { plain } from '../logmodel';
 import { memoryText, timeText } from '../resources';
 import { layOut } from '../grid';
+import { causeWord, resourceWord } from '../words';
+import { bundle } from './bundle';
+
+const trans = bundle();
 
 it.each([
   [0.4, '0 s'],
@@ -11,7 +15,7 @@ it.each([
   [3600, '1 h'],
   [3660, '1 h 1 min'],
   [90000, '1 d 1 h']
-])('%f seconds are %s', (seconds, said) => expect(duration(seconds)).toBe(said));
+])('%f seconds are %s', (seconds, said) => expect(duration(seconds, trans)).toBe(said));
 
 it.each([
   [0, '0 B'],
@@ -20,7 +24,28 @@ it.each([
   [1536, '1.5 kB'],
   [2 ** 33, '8 GB'],
   [2 ** 60, '1024 PB']
-])('%d bytes are %s', (size, said) => expect(bytes(size)).toBe(said));
+])('%d bytes are %s', (size, said) => expect(bytes(size, trans)).toBe(said));
+
+it('says units, causes and resources in the language of the user', () => {
+  const german = bundle({
+    '%1 d': '%1 T',
+    '%1 h': '%1 Std.',
+    '%1 %': '%1 v. H.',
+    '%1 GB': '%1 GByte',
+    'Out of memory': 'Kein Speicher mehr',
+    'Tasks per node': 'Prozesse je Knoten'
+  });
+  expect(duration(90000, german)).toBe('1 T 1 Std.');
+  expect(bytes(2 ** 33, german)).toBe('8 GByte');
+  expect(percent(0.5, german)).toBe('50 v. H.');
+  expect(causeWord('OUT_OF_MEMORY', german)).toBe('Kein Speicher mehr');
+  expect(resourceWord('tasks_per_node', german)).toBe('Prozesse je Knoten');
+});
+
+it('shows a cause that it does not know as it is', () => {
+  expect(causeWord('USER_ERROR', trans)).toBe('Error in the code');
+  expect(causeWord('SOLAR_FLARE', trans)).toBe('SOLAR_FLARE');
+});
 
 it('tells small costs from nothing', () => {
   expect([0, 0.001, 1.234].map(money)).toEqual(['0.00', '< 0.01', '1.23']);

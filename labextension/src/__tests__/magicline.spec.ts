@@ -1,5 +1,7 @@
 import { movable, parse, poolOf, sendTo, takeBack, withoutPool } from '../magicline';
+import { bundle } from './bundle';
 
+const trans = bundle();
 const POOLS = [
   { name: 'desk', kind: 'local' },
   { name: 'hpc', kind: 'slurm' },
@@ -46,43 +48,43 @@ describe('poolOf', () => {
 
 describe('sendTo', () => {
   it('adds the line on top', () => {
-    expect(sendTo('x = 1', desk, POOLS)).toBe('%%local\nx = 1');
-    expect(sendTo('x = 1', gpu, POOLS)).toBe('%%slurm --pool gpu\nx = 1');
+    expect(sendTo('x = 1', desk, POOLS, trans)).toBe('%%local\nx = 1');
+    expect(sendTo('x = 1', gpu, POOLS, trans)).toBe('%%slurm --pool gpu\nx = 1');
   });
   it('keeps the options, also those of an array', () => {
     const source = '%%slurm --cpus 4 --array lr=[0.1, 0.2]  --out "a, b"\nx';
-    expect(sendTo(source, desk, POOLS)).toBe(
+    expect(sendTo(source, desk, POOLS, trans)).toBe(
       '%%local --cpus 4 --array lr=[0.1, 0.2]  --out "a, b"\nx'
     );
-    expect(sendTo(sendTo(source, gpu, POOLS), hpc, POOLS)).toBe(source);
+    expect(sendTo(sendTo(source, gpu, POOLS, trans), hpc, POOLS, trans)).toBe(source);
   });
   it('replaces only the option that names the pool', () => {
     const source = '%%slurm --name "--pool here" --pool gpu --array p=["--pool x"] --wait\nx';
-    expect(sendTo(source, hpc, POOLS)).toBe(
+    expect(sendTo(source, hpc, POOLS, trans)).toBe(
       '%%slurm --name "--pool here" --array p=["--pool x"] --wait\nx'
     );
   });
   it('is the same when done twice, and leaves the body alone', () => {
     const body = '\n\ndef f():\n    return "%%slurm"\n';
-    const once = sendTo(body, gpu, POOLS);
-    expect(sendTo(once, gpu, POOLS)).toBe(once);
+    const once = sendTo(body, gpu, POOLS, trans);
+    expect(sendTo(once, gpu, POOLS, trans)).toBe(once);
     expect(takeBack(once).source).toBe(body);
   });
   it('takes options up again that were put away', () => {
     const { source, options } = takeBack('%%slurm --pool gpu --cpus 8\nx');
     expect([source, options]).toEqual(['x', '--cpus 8']);
-    expect(sendTo(source, hpc, POOLS, options)).toBe('%%slurm --cpus 8\nx');
+    expect(sendTo(source, hpc, POOLS, trans, options)).toBe('%%slurm --cpus 8\nx');
   });
   it('quotes a name that is more than one word to a shell', () => {
-    expect(sendTo('x', quoted, POOLS)).toBe('%%slurm --pool "ann\'s"\nx');
-    expect(poolOf(sendTo('x', quoted, POOLS), POOLS)).toBe("ann's");
-    expect(sendTo('x', { name: 'my pool', kind: 'local' }, POOLS)).toBe(
+    expect(sendTo('x', quoted, POOLS, trans)).toBe('%%slurm --pool "ann\'s"\nx');
+    expect(poolOf(sendTo('x', quoted, POOLS, trans), POOLS)).toBe("ann's");
+    expect(sendTo('x', { name: 'my pool', kind: 'local' }, POOLS, trans)).toBe(
       "%%local --pool 'my pool'\nx"
     );
   });
   it('does not touch a cell with another magic', () => {
     expect(movable('%%bash\nls')).toBe(false);
-    expect(() => sendTo('%%bash\nls', hpc, POOLS)).toThrow('%%bash');
+    expect(() => sendTo('%%bash\nls', hpc, POOLS, trans)).toThrow('%%bash');
     expect(takeBack('%%bash\nls').source).toBe('%%bash\nls');
   });
 });

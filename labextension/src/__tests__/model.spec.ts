@@ -51,6 +51,13 @@ class Server implements IApi {
   reset = false;
   logText = '';
   detailAsked = 0;
+  /** What the details have beyond the row. */
+  details: Partial<IJobDetail> = {};
+  /** What a task wrote, if that is not all of the log; and the batch that it was in. */
+  taskLog: string | null = null;
+  taskBatch: number | null = 3;
+  /** Batches that wrote nothing. */
+  silent: number[] = [];
 
   set(id: string, values: Partial<IJob> = {}): IJob {
     const row = { ...(this.rows.get(id) ?? job(id)), ...values, seq: ++this.seq };
@@ -100,7 +107,7 @@ class Server implements IApi {
       throw new RequestError(`no job ${id}`, 404);
     }
     const batches = [{ batch: 3, state: row.state, host: '', native_id: '' }];
-    return { ...row, batches, failures: [] } as unknown as IJobDetail;
+    return { ...row, batches, failures: [], ...this.details } as unknown as IJobDetail;
   }
 
   async taskStates(): Promise<{ total: number; states: string }> {
@@ -108,15 +115,24 @@ class Server implements IApi {
   }
 
   async task(_: string, index: number): Promise<ITask> {
-    return { index, state: 'FAILED', cause: null, reason: 'why', seconds: 1, batch: 3 };
+    return {
+      index,
+      state: 'FAILED',
+      cause: null,
+      reason: 'why',
+      seconds: 1,
+      batch: this.taskBatch
+    };
   }
 
-  async log(_id: string, _batch: number, offset: number): Promise<ILogPart> {
+  async log(_id: string, batch: number, offset: number, task?: number): Promise<ILogPart> {
     this.answer();
-    const size = this.logText.length;
+    const all = this.silent.includes(batch) ? '' : this.logText;
+    const text = task === undefined ? all : (this.taskLog ?? all);
+    const size = text.length;
     const start = offset < 0 ? Math.max(0, size + offset) : offset;
     const end = [...this.rows.values()].every(row => row.state !== 'RUNNING');
-    return { text: this.logText.slice(start), offset: start, next: size, size, end };
+    return { text: text.slice(start), offset: start, next: size, size, end };
   }
 
   async script(): Promise<string> {
@@ -342,7 +358,7 @@ describe('HybridModel', () => {
     model.select('a');
     const open = model.selected!;
     await until(() => open.log?.text === 'one\n');
-    expect(open.log?.batch).toBe(3);
+    expect(open.log?.place).toEqual({ batch: 3 });
     const since = server.seq;
     server.logText += 'two\n';
     server.set('a', { state: 'COMPLETED' });
@@ -366,6 +382,68 @@ describe('HybridModel', () => {
     expect(open.progress).toMatchObject({ done: 2, failed: 0, running: 1 });
   });
 
+  it('shows of an array the latest log in which something is written', async () => {
+    server.set('a', { array: true, tasks: 3 });
+    server.logText = 'loading\n';
+    const batch = (number: number, state: JobState): IJobDetail['batches'][number] => ({
+      batch: number,
+      state,
+      host: '',
+      native_id: ''
+    });
+    server.details.batches = [batch(0, 'COMPLETED'), batch(1, 'RUNNING'), batch(2, 'PENDING')];
+    await begin();
+    model.select('a');
+    const open = model.selected!;
+    await until(() => open.log?.text === 'loading\n');
+    expect(open.log!.place).toEqual({ batch: 1 });
+    await open.choose(1);
+    expect(open.log!.place).toEqual({ batch: 3, task: 1 });
+    server.silent = [1];
+    await open.choose(null); // batch 1 may still write something
+    expect(open.log!.place).toEqual({ batch: 1 });
+    server.set('a', { state: 'FAILED' });
+    await until(() => open.log!.place.batch === 0 && open.log!.text === 'loading\n');
+  });
+
+  it('shows the log of the batch for a failed task that has written nothing, for no other', async () => {
+    server.set('a', { array: true, tasks: 3, state: 'FAILED' });
+    server.logText = 'no python here\n';
+    server.taskLog = '';
+    await begin();
+    model.select('a');
+    const open = model.selected!;
+    await until(() => open.states === 'dfw');
+    await open.choose(1); // failed
+    await until(() => open.log?.text === 'no python here\n');
+    expect(open.log!.place).toEqual({ batch: 3 });
+    await open.choose(0); // done
+    await until(() => open.log!.end);
+    expect([open.log!.text, open.log!.place]).toEqual(['', { batch: 3, task: 0 }]);
+    server.taskBatch = null;
+    await open.choose(2); // waiting
+    expect(open.log).toBeNull();
+    server.taskStates = async () => ({ total: 3, states: 'dfl' });
+    await open.refresh(); // lost, before a batch took it
+    await until(() => open.log?.text === 'no python here\n');
+    expect(open.log!.place).toEqual({ batch: 3 });
+  });
+
+  it('keeps the cost that only the details tell while events bring rows without it', async () => {
+    server.set('a', { array: true, tasks: 3 });
+    server.details.cost = 1.5;
+    await begin();
+    await until(() => model.connection === 'live');
+    model.select('a');
+    const open = model.selected!;
+    await until(() => open.detail !== null);
+    const since = server.seq;
+    server.set('a', { done: 1 });
+    events.tell(server, since);
+    expect(open.row?.cost).toBeNull();
+    expect(open.cost).toBe(1.5);
+  });
+
   it('shows a task of an array with its own log, and says what is wrong with a job that is gone', async () => {
     server.set('a', { array: true, tasks: 3 });
     await begin();
@@ -374,7 +452,7 @@ describe('HybridModel', () => {
     await until(() => open.states === 'dfw');
     await open.choose(1);
     expect(open.task?.reason).toBe('why');
-    expect(open.log?.task).toBe(1);
+    expect(open.log?.place.task).toBe(1);
     model.select('nowhere');
     await until(() => model.selected?.error === 'no job nowhere');
   });

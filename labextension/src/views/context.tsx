@@ -1,5 +1,6 @@
 /** What every view may use: the model, the words, and what Lab can do. */
 
+import type { JupyterFrontEnd } from '@jupyterlab/application';
 import type { TranslationBundle } from '@jupyterlab/translation';
 import type { CommandRegistry } from '@lumino/commands';
 import type { ISignal } from '@lumino/signaling';
@@ -11,6 +12,7 @@ export interface IViewContext {
   model: HybridModel;
   trans: TranslationBundle;
   commands: CommandRegistry;
+  contextMenu: JupyterFrontEnd['contextMenu'];
 }
 
 const Context = createContext<IViewContext | null>(null);

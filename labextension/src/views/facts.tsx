@@ -5,6 +5,7 @@ import React from 'react';
 import { bytes, duration, elapsed, money, percent } from '../format';
 import type { IJob, IJobDetail } from '../types';
 import { isFinal } from '../types';
+import { resourceWord } from '../words';
 import { useNow, useView } from './context';
 
 interface ILine {
@@ -43,9 +44,9 @@ function text(value: unknown): string {
     : String(value);
 }
 
-export function Facts(props: { job: IJobDetail; row: IJob }): JSX.Element {
+export function Facts(props: { job: IJobDetail; row: IJob; cost: number | null }): JSX.Element {
   const { trans } = useView();
-  const { job, row } = props;
+  const { job, row, cost } = props;
   const now = useNow(!isFinal(row.state));
   const span = elapsed(row, now);
   const { used } = job;
@@ -53,19 +54,22 @@ export function Facts(props: { job: IJobDetail; row: IJob }): JSX.Element {
     {
       name: trans.__('CPUs'),
       asked: String(row.cpus),
-      used: used.cpu_seconds === null ? '' : trans.__('%1 of cpu time', duration(used.cpu_seconds)),
+      used:
+        used.cpu_seconds === null
+          ? ''
+          : trans.__('%1 of cpu time', duration(used.cpu_seconds, trans)),
       share: used.cpu_efficiency
     },
     {
       name: trans.__('Memory'),
-      asked: row.memory ? bytes(row.memory) : '',
-      used: used.peak_memory ? trans.__('%1 at most', bytes(used.peak_memory)) : '',
+      asked: row.memory ? bytes(row.memory, trans) : '',
+      used: used.peak_memory ? trans.__('%1 at most', bytes(used.peak_memory, trans)) : '',
       share: used.memory_efficiency
     },
     {
       name: trans.__('Time'),
-      asked: row.time ? duration(row.time) : '',
-      used: span === null ? '' : duration(span),
+      asked: row.time ? duration(row.time, trans) : '',
+      used: span === null ? '' : duration(span, trans),
       share: row.time && span !== null && !row.array ? span / row.time : null
     }
   ];
@@ -98,7 +102,7 @@ export function Facts(props: { job: IJobDetail; row: IJob }): JSX.Element {
                   {line.used || '–'}
                   {line.share !== null && line.used && (
                     <>
-                      <span className="jp-Hybrid-muted"> {percent(line.share)}</span>
+                      <span className="jp-Hybrid-muted"> {percent(line.share, trans)}</span>
                       <Meter
                         share={line.share}
                         label={trans.__('%1: used of what was asked', line.name)}
@@ -111,15 +115,15 @@ export function Facts(props: { job: IJobDetail; row: IJob }): JSX.Element {
         </tbody>
       </table>
       <dl className="jp-Hybrid-facts">
-        {row.cost !== null && (
+        {cost !== null && (
           <>
             <dt>{isFinal(row.state) ? trans.__('Cost') : trans.__('Cost so far')}</dt>
-            <dd>{money(row.cost)}</dd>
+            <dd>{money(cost)}</dd>
           </>
         )}
         {others.map(([name, value]) => (
           <React.Fragment key={name}>
-            <dt>{name.replace(/_/g, ' ')}</dt>
+            <dt>{resourceWord(name, trans)}</dt>
             <dd>{text(value)}</dd>
           </React.Fragment>
         ))}

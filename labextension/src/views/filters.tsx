@@ -1,10 +1,11 @@
 /** What narrows the list of jobs: a name, a pool, and states with how many jobs are in each. */
 
-import { HTMLSelect } from '@jupyterlab/ui-components';
+import { HTMLSelect, InputGroup } from '@jupyterlab/ui-components';
 import React, { useEffect, useState } from 'react';
 
-import { StateIcon, stateWord } from '../icons';
+import { StateIcon } from '../icons';
 import { STATES } from '../types';
+import { stateWord } from '../words';
 import { useSignal, useView } from './context';
 
 /** Milliseconds without a key before the list follows. */
@@ -28,7 +29,7 @@ export function Filters(): JSX.Element {
   return (
     <div className="jp-Hybrid-filters" role="search" aria-label={trans.__('Filter jobs')}>
       <div className="jp-Hybrid-filterRow">
-        <input
+        <InputGroup
           type="search"
           className="jp-Hybrid-input"
           placeholder={trans.__('Filter by name')}

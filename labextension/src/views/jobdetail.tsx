@@ -1,19 +1,22 @@
 /** One job: how it stands and why, what to do about it, its tasks, log, script and all that is known of it. */
 
 import type { TranslationBundle } from '@jupyterlab/translation';
+import { Button, caretDownIcon, caretRightIcon } from '@jupyterlab/ui-components';
 import React, { useState } from 'react';
 
 import { CommandIDs } from '../commandids';
 import { bytes, duration, elapsed, moment } from '../format';
-import { StateIcon, stateWord } from '../icons';
+import { StateIcon, WarningIcon } from '../icons';
 import type { JobModel } from '../jobmodel';
 import type { IJob, IJobDetail } from '../types';
 import { isFinal } from '../types';
+import { stateWord } from '../words';
 import { useNow, useSignal, useView } from './context';
 import { Facts } from './facts';
 import { Log } from './log';
 import { Loading } from './placeholders';
 import { Progress } from './progress';
+import { Reason } from './reason';
 import { Tasks } from './tasks';
 
 /** A part of the page that opens and closes. */
@@ -24,6 +27,7 @@ export function Section(props: {
   children: React.ReactNode;
 }): JSX.Element {
   const [open, setOpen] = useState(props.open ?? true);
+  const Caret = open ? caretDownIcon.react : caretRightIcon.react;
   return (
     <section className="jp-Hybrid-section">
       <h3>
@@ -36,9 +40,7 @@ export function Section(props: {
             setOpen(!open);
           }}
         >
-          <span aria-hidden="true" className="jp-Hybrid-caret">
-            {open ? '▾' : '▸'}
-          </span>
+          <Caret tag="span" className="jp-Hybrid-caret" />
           {props.title}
         </button>
       </h3>
@@ -84,14 +86,15 @@ function Actions(props: { job: IJob; detail: IJobDetail | null }): JSX.Element {
       {buttons
         .filter(([, , useful]) => useful)
         .map(([command, label, , accent]) => (
-          <button
+          <Button
             key={command}
+            small
             className={`jp-Hybrid-button${accent ? ' jp-mod-accept' : ''}`}
             title={commands.caption(command)}
             onClick={() => void commands.execute(command, { id: job.id })}
           >
             {label}
-          </button>
+          </Button>
         ))}
     </div>
   );
@@ -121,23 +124,6 @@ function adviceFor(job: IJob, trans: TranslationBundle): string {
     default:
       return '';
   }
-}
-
-function BadEnd(props: { job: IJob }): JSX.Element | null {
-  const { trans } = useView();
-  const { job } = props;
-  const advice = adviceFor(job, trans);
-  if (!job.cause && !job.reason) {
-    return null;
-  }
-  return (
-    <div className={job.cause ? 'jp-Hybrid-reason' : 'jp-Hybrid-muted'}>
-      {job.cause && <strong>{job.cause}</strong>}
-      {job.cause && job.reason && ': '}
-      {job.reason}
-      {advice && <div className="jp-Hybrid-advice">→ {advice}</div>}
-    </div>
-  );
 }
 
 /** The failures of an array, those with the same message together. */
@@ -188,8 +174,12 @@ function Head(props: { job: IJob }): JSX.Element {
         {span === null
           ? trans.__('created %1', moment(job.created))
           : isFinal(job.state)
-            ? trans.__('ran %1, ended %2', duration(span), moment(job.ended ?? job.created))
-            : trans.__('for %1, since %2', duration(span), moment(job.started ?? job.created))}
+            ? trans.__('ran %1, ended %2', duration(span, trans), moment(job.ended ?? job.created))
+            : trans.__(
+                'for %1, since %2',
+                duration(span, trans),
+                moment(job.started ?? job.created)
+              )}
       </div>
     </header>
   );
@@ -203,6 +193,7 @@ export function JobDetail(props: { job: JobModel; onBack?: () => void }): JSX.El
   const row = job.row;
   const detail = job.detail;
   const pool = model.pools.find(each => each.name === row?.pool);
+  const advice = row && adviceFor(row, trans);
   return (
     <article
       className="jp-Hybrid-detail"
@@ -215,7 +206,7 @@ export function JobDetail(props: { job: JobModel; onBack?: () => void }): JSX.El
       )}
       {job.error && (
         <div className="jp-Hybrid-warning" role="status">
-          ⚠ {job.error}{' '}
+          <WarningIcon /> {job.error}{' '}
           <button className="jp-Hybrid-link" onClick={() => void job.refresh()}>
             {trans.__('Try again')}
           </button>
@@ -228,7 +219,7 @@ export function JobDetail(props: { job: JobModel; onBack?: () => void }): JSX.El
           {row.array && <Progress job={job.progress ?? row} />}
           {pool?.reachable === false && !isFinal(row.state) && (
             <div className="jp-Hybrid-warning">
-              ⚠{' '}
+              <WarningIcon />{' '}
               {trans.__(
                 'Pool %1 does not answer since %2; this is how the job stood then.',
                 pool.name,
@@ -236,7 +227,7 @@ export function JobDetail(props: { job: JobModel; onBack?: () => void }): JSX.El
               )}
             </div>
           )}
-          <BadEnd job={row} />
+          <Reason of={row}>{advice && <div className="jp-Hybrid-advice">→ {advice}</div>}</Reason>
           <Actions job={row} detail={detail} />
         </>
       )}
@@ -248,14 +239,15 @@ export function JobDetail(props: { job: JobModel; onBack?: () => void }): JSX.El
               <Failures job={job} detail={detail} />
             </Section>
           )}
-          {row.array ? (
+          {row.array && (
             <Section title={trans.__('Tasks')}>
               <Tasks job={job} />
             </Section>
-          ) : (
+          )}
+          {job.index === null && (
             <Section title={trans.__('Log')}>
               {job.log ? (
-                <Log log={job.log} finished={isFinal(row.state)} />
+                <Log log={job.log} finished={isFinal(row.state)} array={row.array} />
               ) : (
                 <div className="jp-Hybrid-muted">
                   {trans.__('It has not begun; there is no log.')}
@@ -264,7 +256,7 @@ export function JobDetail(props: { job: JobModel; onBack?: () => void }): JSX.El
             </Section>
           )}
           <Section title={trans.__('Resources')}>
-            <Facts job={detail} row={row} />
+            <Facts job={detail} row={row} cost={job.cost} />
           </Section>
           <Section title={trans.__('Origin and data')}>
             <Origin detail={detail} row={row} />
@@ -337,7 +329,7 @@ function Origin(props: { detail: IJobDetail; row: IJob }): JSX.Element {
     [
       trans.__('Checkpoints'),
       detail.checkpoints
-        .map(each => `${each.name} (${bytes(each.size)}, ${moment(each.modified)})`)
+        .map(each => `${each.name} (${bytes(each.size, trans)}, ${moment(each.modified)})`)
         .join(', ')
     ]
   ];

@@ -5,8 +5,9 @@ import React, { useEffect, useRef, useState } from 'react';
 
 import { CommandIDs } from '../commandids';
 import { duration, elapsed, moment } from '../format';
-import { StateIcon, stateWord } from '../icons';
+import { StateIcon } from '../icons';
 import type { IJob } from '../types';
+import { stateWord } from '../words';
 import { useNow, useSignal, useSize, useView } from './context';
 import { JobsAbsent } from './placeholders';
 import { Progress } from './progress';
@@ -26,7 +27,7 @@ function brief(job: IJob, now: number, trans: TranslationBundle): string {
   }
   const span = elapsed(job, now);
   if (span !== null) {
-    words.push(duration(span));
+    words.push(duration(span, trans));
   }
   return words.join(' · ');
 }
@@ -39,7 +40,7 @@ export function JobList(): JSX.Element {
 
 /** Comes and goes as a whole, so that its size is followed from the moment it is in the page. */
 function Rows(): JSX.Element {
-  const { model, trans, commands } = useView();
+  const { model, trans, commands, contextMenu } = useView();
   useSignal(model.changed);
   const box = useRef<HTMLDivElement>(null);
   const { height } = useSize(box);
@@ -71,6 +72,22 @@ function Rows(): JSX.Element {
       element.scrollTop = (target + 1) * ROW - element.clientHeight;
     }
   };
+  /** Open the menu that a right click opens on the active row; the list has the focus again when it closes. */
+  const openMenu = (): void => {
+    const row = box.current?.querySelector('.jp-mod-active');
+    if (!row) {
+      return;
+    }
+    const { left, top } = row.getBoundingClientRect();
+    const place = { clientX: left + ROW / 2, clientY: top + ROW / 2 };
+    row.dispatchEvent(new MouseEvent('contextmenu', { bubbles: true, cancelable: true, ...place }));
+    const { menu } = contextMenu;
+    const back = (): void => {
+      menu.aboutToClose.disconnect(back);
+      box.current?.focus();
+    };
+    menu.aboutToClose.connect(back);
+  };
   const page = Math.max(1, Math.floor(height / ROW) - 1);
   const onKeyDown = (event: React.KeyboardEvent): void => {
     const moves: Record<string, number> = {
@@ -85,6 +102,8 @@ function Rows(): JSX.Element {
       move(moves[event.key]);
     } else if ((event.key === 'Enter' || event.key === ' ') && at >= 0) {
       void commands.execute(CommandIDs.openJob, { id: jobs[at].id });
+    } else if (event.key === 'ContextMenu' || (event.key === 'F10' && event.shiftKey)) {
+      openMenu();
     } else {
       return;
     }

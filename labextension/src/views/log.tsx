@@ -2,11 +2,12 @@
 
 import React, { useLayoutEffect, useMemo, useRef } from 'react';
 
+import { WarningIcon } from '../icons';
 import type { LogModel } from '../logmodel';
 import { plain } from '../logmodel';
 import { useSignal, useView } from './context';
 
-export function Log(props: { log: LogModel; finished: boolean }): JSX.Element {
+export function Log(props: { log: LogModel; finished: boolean; array: boolean }): JSX.Element {
   const { trans } = useView();
   const { log } = props;
   useSignal(log.changed);
@@ -25,8 +26,11 @@ export function Log(props: { log: LogModel; finished: boolean }): JSX.Element {
     <>
       {log.error && (
         <div className="jp-Hybrid-warning" role="status">
-          ⚠ {log.error}
+          <WarningIcon /> {log.error}
         </div>
+      )}
+      {props.array && log.place.task === undefined && (
+        <div className="jp-Hybrid-muted">{trans.__('Log of batch %1', log.place.batch)}</div>
       )}
       {log.cut && (
         <div className="jp-Hybrid-muted">

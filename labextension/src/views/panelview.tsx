@@ -4,7 +4,7 @@ import React, { useRef } from 'react';
 
 import { useSignal, useSize, useView } from './context';
 import { Filters } from './filters';
-import { JobDetail, Section } from './jobdetail';
+import { JobDetail } from './jobdetail';
 import { JobList } from './joblist';
 import { Banner } from './placeholders';
 import { Pools } from './pools';
@@ -40,9 +40,7 @@ export function PanelView(): JSX.Element {
       <div className="jp-Hybrid-columns">
         {!alone && (
           <div className="jp-Hybrid-overview">
-            <Section title={trans.__('Pools')}>
-              <Pools />
-            </Section>
+            <Pools />
             {(model.jobs.length > 0 || model.filtered) && <Filters />}
             <JobList />
           </div>

@@ -1,9 +1,10 @@
 /** What is shown where there is nothing to show: each says why, and the next step. */
 
+import { Button } from '@jupyterlab/ui-components';
 import React from 'react';
 
-import { CommandIDs } from '../commandids';
 import { moment } from '../format';
+import { WarningIcon } from '../icons';
 import { useSignal, useView } from './context';
 
 /** One banner for all that is wrong with the server; nothing while it is well. */
@@ -39,11 +40,13 @@ export function Banner(): JSX.Element | null {
   }[model.connection];
   return (
     <div className="jp-Hybrid-banner" role="alert">
-      <strong>⚠ {said.head}</strong>
+      <strong>
+        <WarningIcon /> {said.head}
+      </strong>
       <div>{said.body}</div>
-      <button className="jp-Hybrid-button" onClick={() => void model.reload()}>
+      <Button small className="jp-Hybrid-button" onClick={() => void model.reload()}>
         {trans.__('Try now')}
-      </button>
+      </Button>
     </div>
   );
 }
@@ -80,12 +83,13 @@ export function JobsAbsent(): JSX.Element | null {
   if (model.filtered) {
     return (
       <Empty head={trans.__('No job matches')}>
-        <button
+        <Button
+          small
           className="jp-Hybrid-button"
           onClick={() => model.setFilter({ state: [], pool: '', name: '' })}
         >
           {trans.__('Show all jobs')}
-        </button>
+        </Button>
       </Empty>
     );
   }
@@ -95,29 +99,27 @@ export function JobsAbsent(): JSX.Element | null {
       <p>{trans.__('Put one line on top of a notebook cell and run it:')}</p>
       <pre>{`%load_ext jupyter_hybrid\n\n%%${pool?.kind ?? 'local'} --cpus 1\nprint("hello")`}</pre>
       <p>{trans.__('or choose a pool in the toolbar of a notebook, at "Run on".')}</p>
-      <button
+      <Button
+        small
         className="jp-Hybrid-button jp-mod-accept"
         onClick={() => void commands.execute('notebook:create-new')}
       >
         {trans.__('New notebook')}
-      </button>
+      </Button>
     </Empty>
   );
 }
 
-const POOL_EXAMPLE = 'pools:\n  hpc:\n    kind: slurm\n    storage: /scratch/$USER/hybrid';
+const POOL_EXAMPLE = 'pools:\n  hpc:\n    kind: slurm';
 
-/** What to do where no pool is configured. */
-export function PoolsAbsent(): JSX.Element | null {
-  const { model, trans, commands } = useView();
+/** What to do where no pool is known, which is so while the configuration is wrong. */
+export function PoolsAbsent(): JSX.Element {
+  const { model, trans } = useView();
   if (model.connection === 'loading') {
     return <Loading label={trans.__('Pools are being loaded')} lines={2} />;
   }
-  if (model.connection !== 'live') {
-    return null;
-  }
   return (
-    <Empty head={trans.__('No pools yet')}>
+    <Empty head={trans.__('No pools to show')}>
       <p>
         {trans.__(
           'A pool is a place that runs jobs. Describe one in hybrid.yaml, in the project folder or in the Jupyter configuration folder:'
@@ -125,12 +127,6 @@ export function PoolsAbsent(): JSX.Element | null {
       </p>
       <pre>{POOL_EXAMPLE}</pre>
       <p>{trans.__('"jupyter hybrid doctor" checks it.')}</p>
-      <button
-        className="jp-Hybrid-button"
-        onClick={() => void commands.execute(CommandIDs.refresh)}
-      >
-        {trans.__('Look again')}
-      </button>
     </Empty>
   );
 }

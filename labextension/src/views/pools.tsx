@@ -3,8 +3,10 @@
 import React from 'react';
 
 import { bytes, moment } from '../format';
+import { WarningIcon } from '../icons';
 import type { IPool } from '../types';
 import { useSignal, useView } from './context';
+import { Section } from './jobdetail';
 import { PoolsAbsent } from './placeholders';
 
 function Pool(props: { pool: IPool }): JSX.Element {
@@ -16,8 +18,13 @@ function Pool(props: { pool: IPool }): JSX.Element {
   if (pool.gpus_total) {
     facts.push(trans.__('%1/%2 gpus free', pool.gpus_free ?? '?', pool.gpus_total));
   }
-  if (pool.memory) {
-    facts.push(bytes(pool.memory));
+  if (pool.memory_total) {
+    const total = bytes(pool.memory_total, trans);
+    facts.push(
+      pool.memory_free === null
+        ? trans.__('%1 memory', total)
+        : trans.__('%1 of %2 memory free', bytes(pool.memory_free, trans), total)
+    );
   }
   if (pool.queued !== null) {
     facts.push(trans.__('%1 queued', pool.queued));
@@ -32,6 +39,12 @@ function Pool(props: { pool: IPool }): JSX.Element {
     facts.push(trans.__('%1 per gpu hour', String(pool.price_gpu_hour)));
   }
   const known = pool.cpus_total !== null && pool.cpus_free !== null;
+  if (!facts.length && !known) {
+    facts.push(trans.__('not asked yet'));
+  }
+  if (pool.default) {
+    facts.unshift(trans.__('default pool'));
+  }
   const used = known ? (pool.cpus_total! - pool.cpus_free!) / Math.max(1, pool.cpus_total!) : 0;
   return (
     <li className="jp-Hybrid-pool">
@@ -48,11 +61,6 @@ function Pool(props: { pool: IPool }): JSX.Element {
         <span className="jp-Hybrid-poolHead">
           <span className="jp-Hybrid-name">{pool.name}</span>
           {pool.kind !== pool.name && <span className="jp-Hybrid-tag">{pool.kind}</span>}
-          {pool.default && (
-            <span role="img" aria-label={trans.__('default pool')} title={trans.__('default pool')}>
-              ★
-            </span>
-          )}
           <span className="jp-Hybrid-poolFree">
             {known ? trans.__('%1/%2 cpus free', pool.cpus_free!, pool.cpus_total!) : ''}
           </span>
@@ -64,33 +72,38 @@ function Pool(props: { pool: IPool }): JSX.Element {
         )}
         {away ? (
           <span className="jp-Hybrid-warning jp-Hybrid-clamp" title={pool.error}>
-            <span aria-hidden="true">⚠ </span>
+            <WarningIcon />{' '}
             {pool.unreachable_since
               ? trans.__('does not answer since %1', moment(pool.unreachable_since))
               : trans.__('does not answer')}
             {pool.error && <span className="jp-Hybrid-muted"> {pool.error}</span>}
           </span>
         ) : (
-          <span className="jp-Hybrid-muted">
-            {facts.length || known ? facts.join(' · ') : trans.__('not asked yet')}
-          </span>
+          <span className="jp-Hybrid-muted">{facts.join(' · ')}</span>
         )}
       </button>
     </li>
   );
 }
 
-export function Pools(): JSX.Element {
+export function Pools(): JSX.Element | null {
   const { model, trans } = useView();
   useSignal(model.changed);
-  if (!model.pools.length) {
-    return <PoolsAbsent />;
+  const { pools, connection } = model;
+  if (!pools.length && !['loading', 'live', 'error'].includes(connection)) {
+    return null; // the banner says why
   }
   return (
-    <ul className="jp-Hybrid-pools" aria-label={trans.__('Pools')}>
-      {model.pools.map(pool => (
-        <Pool key={pool.name} pool={pool} />
-      ))}
-    </ul>
+    <Section title={trans.__('Pools')}>
+      {pools.length ? (
+        <ul className="jp-Hybrid-pools" aria-label={trans.__('Pools')}>
+          {pools.map(pool => (
+            <Pool key={pool.name} pool={pool} />
+          ))}
+        </ul>
+      ) : (
+        <PoolsAbsent />
+      )}
+    </Section>
   );
 }

@@ -1,32 +1,16 @@
 /** The tasks of an array as a field of squares on a canvas, one for each; readable from ten to many thousands. */
 
-import type { TranslationBundle } from '@jupyterlab/translation';
+import { closeIcon } from '@jupyterlab/ui-components';
 import React, { useEffect, useMemo, useRef, useState } from 'react';
 
 import type { JobModel } from '../jobmodel';
+import { duration } from '../format';
 import { COLOURS, draw, layOut } from '../grid';
 import { TASK_LETTERS } from '../types';
+import { taskWord } from '../words';
 import { useSignal, useSize, useView } from './context';
 import { Log } from './log';
-import { duration } from '../format';
-
-/** What a task's state is called. */
-export function taskWord(letter: string, trans: TranslationBundle): string {
-  switch (letter) {
-    case 'r':
-      return trans.__('running');
-    case 'd':
-      return trans.__('done');
-    case 'f':
-      return trans.__('failed');
-    case 'l':
-      return trans.__('lost');
-    case 'c':
-      return trans.__('cancelled');
-    default:
-      return trans.__('waiting');
-  }
-}
+import { Reason } from './reason';
 
 function Legend(props: {
   states: string;
@@ -179,7 +163,7 @@ function Task(props: { job: JobModel; index: number }): JSX.Element {
         <strong>{trans.__('Task %1', index)}</strong>
         <span>{taskWord(letter, trans)}</span>
         {task?.seconds !== null && task?.seconds !== undefined && (
-          <span className="jp-Hybrid-muted">{duration(task.seconds)}</span>
+          <span className="jp-Hybrid-muted">{duration(task.seconds, trans)}</span>
         )}
         {task?.batch !== null && task?.batch !== undefined && (
           <span className="jp-Hybrid-muted">{trans.__('batch %1', task.batch)}</span>
@@ -190,18 +174,12 @@ function Task(props: { job: JobModel; index: number }): JSX.Element {
           title={trans.__('Close task')}
           onClick={() => void job.choose(null)}
         >
-          ✕
+          <closeIcon.react tag="span" elementSize="normal" />
         </button>
       </div>
-      {(task?.cause || task?.reason) && (
-        <div className="jp-Hybrid-reason">
-          {task.cause && <strong>{task.cause}</strong>}
-          {task.cause && task.reason && ': '}
-          {task.reason}
-        </div>
-      )}
-      {job.log ? (
-        <Log log={job.log} finished={letter !== 'w' && letter !== 'r'} />
+      {task && <Reason of={task} />}
+      {task && job.log ? (
+        <Log log={job.log} finished={letter !== 'w' && letter !== 'r'} array />
       ) : (
         <div className="jp-Hybrid-muted">
           {task ? trans.__('It has not begun; there is no log.') : trans.__('Loading…')}
