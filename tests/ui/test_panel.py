@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import jupyter_hybrid as hy
+from jupyter_hybrid.pool import default_store
 
 from .conftest import ARTEFACTS, Lab, command, configure, expect, until, window
 
@@ -229,7 +230,7 @@ def test_the_context_menu_acts_on_the_job_that_was_pointed_at(page: Any, lab: La
         expect(row(page, job)).to_contain_text("Completed")
     row(page, jobs[0]).click(button="right")
     page.get_by_role("menuitem", name="Run All Tasks Again").click()
-    until(lambda: jobs[0].run.row.attempt == 2, "the job has run again")
+    until(lambda: default_store().job(jobs[0].id).attempt == 2, "the job has run again")
     row(page, jobs[1]).click(button="right")
     page.get_by_role("menuitem", name="Clean Up Job").click()
     page.get_by_role("button", name="Delete").click()
